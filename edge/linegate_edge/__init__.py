@@ -1,0 +1,1 @@
+"""The station service: cameras in, verdicts out, nothing lost."""

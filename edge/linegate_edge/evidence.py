@@ -1,0 +1,177 @@
+"""Pictures kept as evidence: files named by the SHA-256 of their bytes.
+
+Rules kept here: a file appears whole or not at all (temporary name, fsync, rename); free disk space is kept for the
+verdicts, which matter more; what must go goes oldest first, pictures of passed parts before all others. Which verdict a
+picture belongs to is the store's to know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from linegate.errors import StationError
+from linegate.images import SUFFIX_OF_MEDIA_TYPE, encode_png
+from linegate.stages import Decision, Frame, FrameFault
+
+from linegate_edge.records import Evidence
+from linegate_edge.settings import EvidenceSection
+from linegate_edge.store import StoredEvidence, StoreReader
+
+log = logging.getLogger("linegate.evidence")
+_TEMPORARY_PREFIX: Final = ".writing-"
+_PRUNE_BATCH: Final = 200
+
+
+class EvidenceFolder:
+    """The folder of evidence files of one station; `save` may be called from several threads."""
+
+    def __init__(self, folder: Path, settings: EvidenceSection) -> None:
+        self.folder = folder
+        self.settings = settings
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise StationError(f"{folder}: the evidence folder cannot be used: {error.strerror}") from error
+
+    def wants(self, decision: Decision, verdict_id: str) -> bool:
+        """Say whether the frame of a part is to be kept; of passed parts a share, chosen by their random id."""
+        if decision is not Decision.PASS:
+            return True
+        return int(verdict_id[:8], 16) < self.settings.passed_share * 2**32
+
+    def save(self, item: Frame | FrameFault) -> Evidence | None:
+        """Write the picture of a frame, or the bytes of a faulty one as they came, and return what was written.
+
+        None where the fault brought no bytes.
+
+        Raises:
+            OSError: the disk is full, or fuller than the settings allow.
+        """
+        if item.encoded is not None:
+            data, media_type = item.encoded, item.media_type or "application/octet-stream"
+        elif isinstance(item, Frame):
+            data, media_type = encode_png(item.image, item.pixel_format), "image/png"
+        else:
+            return None
+        free_mib = self.free_bytes() / 2**20
+        if free_mib < self.settings.min_free_mib:
+            text = f"{free_mib:.0f} MiB free, {self.settings.min_free_mib} MiB are kept for verdicts"
+            raise OSError(28, text, str(self.folder))
+        digest = hashlib.sha256(data).hexdigest()
+        name = digest + SUFFIX_OF_MEDIA_TYPE.get(media_type, ".bin")
+        self._write(name, data)
+        return Evidence(digest, name, media_type, len(data))
+
+    def _write(self, name: str, data: bytes) -> None:
+        target = self.path_of(name)
+        if target.exists():
+            return
+        target.parent.mkdir(exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self.folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)  # noqa: PTH105 - one system call, no Path needed
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+    def path_of(self, name: str) -> Path:
+        """Return where the file of this name lies; 256 folders, since some file systems are slow with many files."""
+        return self.folder / name[:2] / name
+
+    def free_bytes(self) -> int:
+        """Return the free space of the disk that holds the folder."""
+        return shutil.disk_usage(self.folder).free
+
+
+class Retention(threading.Thread):
+    """Deletes evidence that is too old, too much, or in the way of the free space that verdicts need.
+
+    Files go first and their rows after, through `forget`, which the store's writer serves: a crash between leaves rows
+    that the next round finds again.
+    """
+
+    def __init__(
+        self,
+        folder: EvidenceFolder,
+        store_path: Path,
+        forget: Callable[[Sequence[str]], None],
+        now: Callable[[], datetime],
+        interval_s: float = 60.0,
+    ) -> None:
+        super().__init__(name="retention", daemon=True)
+        self._folder, self._store_path, self._forget, self._now = folder, store_path, forget, now
+        self._interval_s = interval_s
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Prune now and then until `stop`."""
+        while not self._stopping.is_set():
+            try:
+                self.prune()
+            except Exception:
+                log.exception("evidence could not be pruned; trying again in %g s", self._interval_s)
+            self._stopping.wait(self._interval_s)
+
+    def stop(self) -> None:
+        """End the thread after the round in hand."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join()
+
+    def prune(self) -> int:
+        """Delete what the limits ask for, and return how many files went."""
+        reader = StoreReader(self._store_path)
+        try:
+            return self._prune(reader)
+        finally:
+            reader.close()
+
+    def _prune(self, reader: StoreReader) -> int:
+        settings = self._folder.settings
+        too_old = (self._now() - timedelta(days=settings.retention_days)).isoformat()
+        excess = max(
+            reader.evidence_size_bytes() - int(settings.max_gib * 2**30),
+            settings.min_free_mib * 2**20 - self._folder.free_bytes(),
+        )
+        gone = 0
+        for passed in (True, False):
+            while rows := reader.oldest_evidence(passed=passed, limit=_PRUNE_BATCH):
+                doomed: list[StoredEvidence] = []
+                for row in rows:
+                    if row.stored_at >= too_old and excess <= 0:
+                        break
+                    doomed.append(row)
+                    excess -= row.size_bytes
+                if not doomed:
+                    break
+                for row in doomed:
+                    self._folder.path_of(row.name).unlink(missing_ok=True)
+                self._forget([row.name for row in doomed])
+                gone += len(doomed)
+        if gone:
+            log.info("retention: %d evidence files deleted", gone)
+        return gone
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+"""What Prometheus scrapes: one registry a station.
+
+Rules kept here: names carry their unit; a label has few values, never a serial. `edge/README.md` lists every metric, and
+a test holds it to that.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """The station's metrics; every method of prometheus_client may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.parts = Counter("linegate_parts", "Parts by verdict", ["decision"], registry=self.registry)
+        self.undecided = Counter("linegate_undecided", "Undecided parts by reason", ["reason"], registry=self.registry)
+        self.stage_seconds = Histogram(
+            "linegate_stage_seconds", "Time by stage", ["stage"], buckets=_SECONDS, registry=self.registry
+        )
+        self.published = Counter("linegate_published", "Verdicts acknowledged by the broker", registry=self.registry)
+        self.broker_connections = Counter(
+            "linegate_broker_connections", "Connections made to the broker", registry=self.registry
+        )
+        self.broker_connected = Gauge("linegate_broker_connected", "1 while the broker is connected", registry=self.registry)
+        self.no_subscriber = Gauge("linegate_no_subscriber", "1 while nobody subscribes to verdicts", registry=self.registry)
+        self.outbox_pending = Gauge(
+            "linegate_outbox_pending", "Verdicts stored and not yet acknowledged", registry=self.registry
+        )
+        self.queue_frames = Gauge("linegate_queue_frames", "Frames that wait for a worker", registry=self.registry)
+        self.line_stop = Gauge("linegate_line_stop", "1 while verdicts cannot be stored", registry=self.registry)
+        self.evidence_bytes = Counter("linegate_evidence_bytes", "Evidence written, in bytes", registry=self.registry)
+        self.evidence_failures = Counter(
+            "linegate_evidence_failures", "Evidence that could not be written", registry=self.registry
+        )
+        self.disk_free_bytes = Gauge("linegate_disk_free_bytes", "Free space of the store's disk", registry=self.registry)
+        self.package_info = Gauge(
+            "linegate_package_info", "1 for the package in service", ["name", "version", "digest", "provider"],
+            registry=self.registry,
+        )
+
+    def exposition(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,249 @@
+"""Verdicts and their outbox, in one SQLite file: one writer, any number of readers.
+
+Rules kept here: a verdict and its outbox row are committed together, durably (WAL, synchronous FULL), before anybody
+hears of them; the sequence has no gap, for it is given inside the transaction; a repeated origin gives the first verdict
+again; one station owns a store, for as long as it lives. Evidence files are left to `evidence`, MQTT to `publish`.
+
+SQLite comes with apsw, for the one in Python 3.11 may corrupt a WAL database on a reset with concurrent connections.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+from linegate.errors import StoreError
+
+from linegate_edge.records import Evidence, Recorded
+
+DATABASE_FILE: Final = "linegate.sqlite3"
+LOCK_FILE: Final = "lock"
+
+# Each entry moves the schema one version on; its number is written in the same transaction.
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE station (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE verdict (
+        sequence INTEGER PRIMARY KEY,
+        verdict_id TEXT NOT NULL UNIQUE,
+        origin TEXT UNIQUE,
+        serial TEXT NOT NULL,
+        decision TEXT NOT NULL,
+        decided_at TEXT NOT NULL,
+        message TEXT NOT NULL
+    );
+    CREATE INDEX verdict_by_serial ON verdict (serial);
+    CREATE TABLE outbox (sequence INTEGER PRIMARY KEY REFERENCES verdict (sequence));
+    CREATE TABLE evidence (
+        sequence INTEGER NOT NULL REFERENCES verdict (sequence),
+        sha256 TEXT NOT NULL,
+        name TEXT NOT NULL,
+        media_type TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        decision TEXT NOT NULL,
+        stored_at TEXT NOT NULL,
+        PRIMARY KEY (sequence, sha256)
+    ) WITHOUT ROWID;
+    CREATE INDEX evidence_by_age ON evidence (decision, sequence);
+    CREATE INDEX evidence_by_name ON evidence (name);
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewVerdict:
+    """A verdict on its way into the store; `message` gives its JSON once the sequence is known."""
+
+    verdict_id: str
+    serial: str
+    decision: str
+    decided_at: str
+    message: Callable[[int], str]
+    origin: str | None = None
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvidence:
+    """One row of the evidence table."""
+
+    sequence: int
+    name: str
+    size_bytes: int
+    stored_at: str
+
+
+class Store:
+    """The writer's side of a station's store; all its methods belong to one thread at a time.
+
+    Raises:
+        StoreError: the folder cannot be made, another station holds the store, or it belongs to another station.
+    """
+
+    def __init__(self, folder: Path, station_topic: str) -> None:
+        self.path = folder / DATABASE_FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(folder)
+        except OSError as error:
+            raise StoreError(f"{folder}: the store cannot be made here: {error.strerror}") from error
+        try:
+            self._db = apsw.Connection(str(self.path))
+            self._db.set_busy_timeout(5_000)
+            self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            self._migrate(station_topic)
+            row = self._db.execute("SELECT coalesce(max(sequence), 0) FROM verdict").fetchone()
+            self.last_sequence: int = row[0]
+        except BaseException as error:
+            os.close(self._lock)
+            if isinstance(error, apsw.Error):
+                raise StoreError(f"{self.path}: the store cannot be opened: {error}") from error
+            raise
+
+    def _migrate(self, station_topic: str) -> None:
+        with self._db:
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(_MIGRATIONS):
+                text = f"schema version {version}, this Linegate knows {len(_MIGRATIONS)}: update Linegate"
+                raise StoreError(f"{self.path}: {text}")
+            for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+                self._db.execute(f"{script}; PRAGMA user_version={number}")
+            self._db.execute("INSERT OR IGNORE INTO station VALUES ('topic', ?)", (station_topic,))
+            owner = self._db.execute("SELECT value FROM station WHERE key = 'topic'").fetchone()[0]
+        if owner != station_topic:
+            text = f"belongs to station '{owner}', not '{station_topic}': give each station a store of its own"
+            raise StoreError(f"{self.path}: {text}")
+
+    def commit(
+        self, verdicts: Sequence[NewVerdict], acknowledged: Sequence[int] = (), forgotten: Sequence[str] = ()
+    ) -> list[Recorded]:
+        """Commit verdicts with their outbox and evidence rows; take acknowledged ones out of the outbox.
+
+        `forgotten` names evidence files that retention has deleted: their rows go, the verdicts stay.
+
+        All of it happens, durably, or nothing does. Sequence numbers follow on without a gap.
+
+        Raises:
+            StoreError: the disk is full or broken; nothing was changed, and the same call may be made again.
+        """
+        recorded: list[Recorded] = []
+        sequence = self.last_sequence
+        try:
+            with self._db:
+                for new in verdicts:
+                    known = self._find_origin(new.origin)
+                    if known is not None:
+                        recorded.append(known)
+                        continue
+                    sequence += 1
+                    text = new.message(sequence)
+                    self._db.execute(
+                        "INSERT INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (sequence, new.verdict_id, new.origin, new.serial, new.decision, new.decided_at, text),
+                    )
+                    self._db.execute("INSERT INTO outbox VALUES (?)", (sequence,))
+                    if new.evidence is not None:
+                        item = new.evidence
+                        row = (sequence, item.sha256, item.name, item.media_type, item.size_bytes)
+                        self._db.execute(
+                            "INSERT INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, new.decision, new.decided_at)
+                        )
+                    recorded.append(Recorded(sequence, new.verdict_id, text))
+                self._db.executemany("DELETE FROM outbox WHERE sequence = ?", ((number,) for number in acknowledged))
+                self._db.executemany("DELETE FROM evidence WHERE name = ?", ((name,) for name in forgotten))
+        except apsw.Error as error:
+            raise StoreError(f"{self.path}: {error}: free some disk space, or look at the disk") from error
+        self.last_sequence = sequence
+        return recorded
+
+    def _find_origin(self, origin: str | None) -> Recorded | None:
+        if origin is None:
+            return None
+        row = self._db.execute("SELECT sequence, verdict_id, message FROM verdict WHERE origin = ?", (origin,)).fetchone()
+        return None if row is None else Recorded(*row, repeated=True)
+
+    def close(self) -> None:
+        """Close the store and let another station have it."""
+        self._db.close()
+        os.close(self._lock)
+
+
+class StoreReader:
+    """A read-only look at a store, for one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        self._db.set_busy_timeout(5_000)
+
+    def outbox_after(self, sequence: int, limit: int) -> list[tuple[int, str]]:
+        """Return sequence and message JSON of up to `limit` outbox rows after `sequence`, in order."""
+        rows = self._db.execute(
+            "SELECT o.sequence, v.message FROM outbox o JOIN verdict v USING (sequence) "
+            "WHERE o.sequence > ? ORDER BY o.sequence LIMIT ?",
+            (sequence, limit),
+        )
+        return list(rows)
+
+    def outbox_count(self) -> int:
+        """Return how many verdicts wait for the broker."""
+        return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+    def knows_origin(self, origin: str) -> bool:
+        """Say whether a picture of this origin has its verdict already."""
+        return self._db.execute("SELECT 1 FROM verdict WHERE origin = ?", (origin,)).fetchone() is not None
+
+    def verdict(self, verdict_id: str) -> dict[str, Any] | None:
+        """Return the message of a verdict, or None."""
+        row = self._db.execute("SELECT message FROM verdict WHERE verdict_id = ?", (verdict_id,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def evidence(self, name: str) -> str | None:
+        """Return the media type of an evidence file, or None where the store does not know it."""
+        row = self._db.execute("SELECT media_type FROM evidence WHERE name = ? LIMIT 1", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def evidence_size_bytes(self) -> int:
+        """Return the size of all evidence that the store knows."""
+        return int(self._db.execute("SELECT coalesce(sum(size_bytes), 0) FROM evidence").fetchone()[0])
+
+    def oldest_evidence(self, *, passed: bool, limit: int) -> list[StoredEvidence]:
+        """Return the oldest evidence rows of parts that passed, or of those that did not.
+
+        A picture that a part which did not pass shares with one that passed (the same bytes) is none of the latter.
+        """
+        where = (
+            "e.decision = 'pass' AND NOT EXISTS "
+            "(SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
+            if passed
+            else "e.decision <> 'pass'"
+        )
+        rows = self._db.execute(
+            f"SELECT e.sequence, e.name, e.size_bytes, e.stored_at FROM evidence e WHERE {where} "
+            "ORDER BY e.sequence LIMIT ?",
+            (limit,),
+        )
+        return [StoredEvidence(*row) for row in rows]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+
+def _take_lock(folder: Path) -> int:
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        text = f"is in use by process {holder}: stop that station, or give this one a store of its own"
+        raise StoreError(f"{folder}: the store {text}") from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor

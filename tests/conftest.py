@@ -1,0 +1,205 @@
+"""Shared by all tests: a small real model package, pictures, a real broker, stations on free ports."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from linegate.package import (
+    CARD_FILE,
+    MODEL_FILE,
+    PARITY_FILE,
+    Dataset,
+    InputSpec,
+    Manifest,
+    ModelPackage,
+    Outputs,
+    OutputSpec,
+    Parity,
+    ParitySamples,
+    Thresholds,
+    Training,
+    write_package,
+)
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+
+SIZE = 64
+
+
+def require(program: str) -> str:
+    """Return the path of a system program; without it skip on a user's machine, fail in CI."""
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        reason = f"{program} is not installed: apt-get install {program}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def free_port() -> int:
+    """Return a port of loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "") -> None:
+    """Return as soon as the condition holds.
+
+    Raises:
+        AssertionError: it did not within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s} s in vain{': ' + what if what else ''}")
+        time.sleep(0.02)
+
+
+def spot_model(size: int = SIZE) -> bytes:
+    """Return a small real ONNX graph that sees bright spots: map = 4 × 4 means / 255, score = its maximum."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "channel_axis"], ["grey"], keepdims=0),
+        helper.make_node("Reshape", ["grey", "pool_shape"], ["planes"]),
+        helper.make_node("AveragePool", ["planes"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Div", ["pooled", "full_scale"], ["scaled"]),
+        helper.make_node("Reshape", ["scaled", "map_shape"], ["map"]),
+        helper.make_node("ReduceMax", ["map", "map_axes"], ["score"], keepdims=0),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(np.array([3], np.int64), "channel_axis"),
+        onnx.numpy_helper.from_array(np.array([1, 1, size, size], np.int64), "pool_shape"),
+        onnx.numpy_helper.from_array(np.array([1, size // 4, size // 4], np.int64), "map_shape"),
+        onnx.numpy_helper.from_array(np.array([1, 2], np.int64), "map_axes"),
+        onnx.numpy_helper.from_array(np.array(255, np.float32), "full_scale"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "spots",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, size, size, 3])],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, size // 4, size // 4]),
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def write_spot_package(location: Path, *, threshold: float = 0.8, name: str = "spots") -> ModelPackage:
+    """Write a package of the spot model: a picture with a spot brighter than `threshold` fails."""
+    model = spot_model()
+    frames = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    outputs = [session.run(["score", "map"], {"pixels": frame[np.newaxis]}) for frame in frames]
+    parity = ParitySamples(
+        frames, np.concatenate([score for score, _ in outputs]), np.concatenate([maps for _, maps in outputs])
+    )
+    manifest = Manifest(
+        name=name,
+        version="1.0.0",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        input=InputSpec(size_wh=(SIZE, SIZE)),
+        outputs=Outputs(
+            score=OutputSpec(name="score", shape=(1,), meaning="brightest spot, 0 to 1"),
+            map=OutputSpec(name="map", shape=(1, SIZE // 4, SIZE // 4), meaning="brightness, 0 to 1"),
+        ),
+        thresholds=Thresholds(
+            score=threshold, map=threshold, set_by="test", set_at=datetime(2026, 1, 1, tzinfo=UTC), calibration={}
+        ),
+        dataset=Dataset(name="spots", digest="0" * 64, licence="CC0-1.0", source="generated", split={}),
+        training=Training(settings={}, seed=0, code_version="test", libraries={}),
+        metrics={},
+        parity=Parity(score_tolerance=1e-4, map_tolerance=1e-4),
+        files={MODEL_FILE: "0" * 64, PARITY_FILE: "0" * 64, CARD_FILE: "0" * 64},
+    )
+    files = {MODEL_FILE: model, PARITY_FILE: parity.to_bytes(), CARD_FILE: b"# spots\n\nSees bright spots.\n"}
+    return write_package(location, manifest, files)
+
+
+def spot_picture(*, defect: bool, seed: int = 0, size_wh: tuple[int, int] = (SIZE, SIZE)) -> NDArray[np.uint8]:
+    """Return a dark grey picture, uint8 (H, W); a defective one has a white spot."""
+    width, height = size_wh
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(40, 120, (height, width), dtype=np.uint8)
+    if defect:
+        x, y = rng.integers(0, width - width // 4), rng.integers(0, height - height // 4)
+        picture[y : y + height // 4, x : x + width // 4] = 255
+    return picture
+
+
+def encode(picture: NDArray[np.uint8] | Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    """Return a picture as the bytes of a file."""
+    target = io.BytesIO()
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    image.save(target, image_format, **options)
+    return target.getvalue()
+
+
+@pytest.fixture(scope="session")
+def spot_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small real model package; do not change it."""
+    return write_spot_package(tmp_path_factory.mktemp("package") / "spots").location
+
+
+class Mosquitto:
+    """A real broker on loopback whose state survives `kill -9`, as the tests of durability need it."""
+
+    def __init__(self, folder: Path, port: int, extra: str = "allow_anonymous true") -> None:
+        self.port, self._program = port, require("mosquitto")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "mosquitto.log"
+        self._settings = folder / "mosquitto.conf"
+        user = "user root\n" if os.geteuid() == 0 else ""
+        self._settings.write_text(
+            f"listener {port} 127.0.0.1\n{user}{extra}\npersistence true\npersistence_location {folder}/\n"
+            "autosave_on_changes true\nautosave_interval 1\nset_tcp_nodelay true\n"
+            "max_queued_messages 0\nmax_inflight_messages 1000\n"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the broker and return once it accepts connections."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([self._program, "-c", str(self._settings)], stdout=log, stderr=log)
+        wait_until(self._accepts, what=f"mosquitto on port {self.port}")
+
+    def _accepts(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"mosquitto ended: {self._log.read_text(errors='replace')}")
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        """End the broker by SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A real Mosquitto, started."""
+    broker = Mosquitto(tmp_path / "broker", free_port())
+    broker.start()
+    yield broker
+    broker.kill()
