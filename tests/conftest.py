@@ -16,6 +16,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+
 from linegate.package import (
     CARD_FILE,
     MODEL_FILE,
@@ -32,9 +36,6 @@ from linegate.package import (
     Training,
     write_package,
 )
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
-from PIL import Image
 
 SIZE = 64
 

@@ -21,7 +21,6 @@ from typing import Final
 from linegate.errors import StationError
 from linegate.images import SUFFIX_OF_MEDIA_TYPE, encode_png
 from linegate.stages import Decision, Frame, FrameFault
-
 from linegate_edge.records import Evidence
 from linegate_edge.settings import EvidenceSection
 from linegate_edge.store import StoredEvidence, StoreReader

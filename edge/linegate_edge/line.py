@@ -25,7 +25,6 @@ from linegate.decide import Recipe, decide
 from linegate.errors import ImageError, StationError, StoreError
 from linegate.infer import Inspector
 from linegate.stages import Decision, Frame, FrameFault, Prediction, Reason
-
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.live import Live
 from linegate_edge.message import MessageProvenance, utc_now, verdict_message
@@ -83,9 +82,7 @@ class Line:
             threshold_version=threshold_version,
             software_version=__version__,
         )
-        self._workers = [
-            threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(workers)
-        ]
+        self._workers = [threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(workers)]
         self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
 
     def start(self) -> None:
@@ -159,15 +156,15 @@ class Line:
         while (job := self._jobs.get()) is not None:
             self._metrics.queue_frames.set(self._jobs.qsize())
             item, waited = job.capture.item, {"queue": (time.perf_counter() - job.submitted) * 1e3}
+            prediction: Prediction | None = None
+            fault = item if isinstance(item, FrameFault) else None
             try:
-                prediction = self._inspector.predict(item) if isinstance(item, Frame) else None
+                if isinstance(item, Frame):
+                    prediction = self._inspector.predict(item)
             except Exception as error:
                 log.exception("frame %s of camera %s could not be judged", item.frame_id, item.camera)
                 fault = _as_fault(item, Reason.MODEL_FAULT, f"the model failed: {type(error).__name__}: {error}")
-                judged = self._conclude(job, None, fault, waited)
-            else:
-                fault = None if isinstance(item, Frame) else item
-                judged = self._conclude(job, prediction, fault, waited)
+            judged = self._conclude(job, prediction, fault, waited)
             self._judged.put((job, judged))
 
     def _conclude(
@@ -248,9 +245,7 @@ class Line:
                 self._live.recorded(judged, entry)
             job.done.set_result(entry)
 
-    def _commit_when_possible(
-        self, rows: list[NewVerdict], acknowledged: list[int], forgotten: list[str]
-    ) -> list[Recorded]:
+    def _commit_when_possible(self, rows: list[NewVerdict], acknowledged: list[int], forgotten: list[str]) -> list[Recorded]:
         while True:
             try:
                 recorded = self._store.commit(rows, acknowledged, forgotten)

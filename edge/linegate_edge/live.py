@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from linegate.stages import Decision
-
 from linegate_edge.records import Judged, Recorded
 
 _WINDOW: Final = 500
@@ -80,6 +79,11 @@ class Live:
     def version(self) -> int:
         """A number that grows with every change."""
         return self._version
+
+    @property
+    def published_count(self) -> int:
+        """How many verdicts the broker has acknowledged since the start."""
+        return self._published
 
     @property
     def broker(self) -> Broker:

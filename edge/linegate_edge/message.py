@@ -10,9 +10,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Literal
 
-from linegate.stages import Decision, Reason, ViewVerdict
 from pydantic import BaseModel, ConfigDict
 
+from linegate.stages import Decision, Reason, ViewVerdict
 from linegate_edge.records import Evidence, Judged
 
 SCHEMA_VERSION = "1.0"
@@ -188,7 +188,8 @@ def with_published(text: str, moment: datetime) -> str:
 
     The key cannot occur inside a JSON string, where its quotes would be escaped, so the first occurrence is the field.
     """
-    return text.replace('"published":null', f'"published":"{moment.isoformat()}"', 1)
+    stamp = moment.isoformat().replace("+00:00", "Z")
+    return text.replace('"published":null', f'"published":"{stamp}"', 1)
 
 
 def utc_now() -> datetime:

@@ -31,6 +31,9 @@ class Metrics:
             "linegate_outbox_pending", "Verdicts stored and not yet acknowledged", registry=self.registry
         )
         self.queue_frames = Gauge("linegate_queue_frames", "Frames that wait for a worker", registry=self.registry)
+        self.source_up = Gauge(
+            "linegate_source_up", "1 while the camera delivers, 0 while it is missing", ["camera"], registry=self.registry
+        )
         self.line_stop = Gauge("linegate_line_stop", "1 while verdicts cannot be stored", registry=self.registry)
         self.evidence_bytes = Counter("linegate_evidence_bytes", "Evidence written, in bytes", registry=self.registry)
         self.evidence_failures = Counter(
@@ -38,10 +41,19 @@ class Metrics:
         )
         self.disk_free_bytes = Gauge("linegate_disk_free_bytes", "Free space of the store's disk", registry=self.registry)
         self.package_info = Gauge(
-            "linegate_package_info", "1 for the package in service", ["name", "version", "digest", "provider"],
+            "linegate_package_info",
+            "1 for the package in service",
+            ["name", "version", "digest", "provider"],
             registry=self.registry,
         )
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def mean_stage_seconds(self, stage: str) -> float:
+        """Return the mean time of a stage since the start, or NaN where it never ran."""
+        labels = {"stage": stage}
+        count = self.registry.get_sample_value("linegate_stage_seconds_count", labels) or 0.0
+        total = self.registry.get_sample_value("linegate_stage_seconds_sum", labels) or 0.0
+        return total / count if count else float("nan")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from linegate.settings import Settings, load_toml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from linegate.settings import Settings, load_toml
 
 
 def _resolve(value: object, info: ValidationInfo) -> object:

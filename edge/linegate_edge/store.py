@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import apsw
-from linegate.errors import StoreError
 
+from linegate.errors import StoreError
 from linegate_edge.records import Evidence, Recorded
 
 DATABASE_FILE: Final = "linegate.sqlite3"
@@ -98,7 +98,7 @@ class Store:
             self._db.set_busy_timeout(5_000)
             self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
             self._migrate(station_topic)
-            row = self._db.execute("SELECT coalesce(max(sequence), 0) FROM verdict").fetchone()
+            row = _one(self._db, "SELECT coalesce(max(sequence), 0) FROM verdict")
             self.last_sequence: int = row[0]
         except BaseException as error:
             os.close(self._lock)
@@ -108,14 +108,14 @@ class Store:
 
     def _migrate(self, station_topic: str) -> None:
         with self._db:
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            version = _one(self._db, "PRAGMA user_version")[0]
             if version > len(_MIGRATIONS):
                 text = f"schema version {version}, this Linegate knows {len(_MIGRATIONS)}: update Linegate"
                 raise StoreError(f"{self.path}: {text}")
             for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
                 self._db.execute(f"{script}; PRAGMA user_version={number}")
             self._db.execute("INSERT OR IGNORE INTO station VALUES ('topic', ?)", (station_topic,))
-            owner = self._db.execute("SELECT value FROM station WHERE key = 'topic'").fetchone()[0]
+            owner = _one(self._db, "SELECT value FROM station WHERE key = 'topic'")[0]
         if owner != station_topic:
             text = f"belongs to station '{owner}', not '{station_topic}': give each station a store of its own"
             raise StoreError(f"{self.path}: {text}")
@@ -166,7 +166,7 @@ class Store:
         if origin is None:
             return None
         row = self._db.execute("SELECT sequence, verdict_id, message FROM verdict WHERE origin = ?", (origin,)).fetchone()
-        return None if row is None else Recorded(*row, repeated=True)
+        return None if row is None else Recorded(row[0], row[1], row[2], repeated=True)
 
     def close(self) -> None:
         """Close the store and let another station have it."""
@@ -192,7 +192,11 @@ class StoreReader:
 
     def outbox_count(self) -> int:
         """Return how many verdicts wait for the broker."""
-        return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+        return int(_one(self._db, "SELECT count(*) FROM outbox")[0])
+
+    def verdict_count(self) -> int:
+        """Return how many verdicts the store holds."""
+        return int(_one(self._db, "SELECT count(*) FROM verdict")[0])
 
     def knows_origin(self, origin: str) -> bool:
         """Say whether a picture of this origin has its verdict already."""
@@ -210,7 +214,7 @@ class StoreReader:
 
     def evidence_size_bytes(self) -> int:
         """Return the size of all evidence that the store knows."""
-        return int(self._db.execute("SELECT coalesce(sum(size_bytes), 0) FROM evidence").fetchone()[0])
+        return int(_one(self._db, "SELECT coalesce(sum(size_bytes), 0) FROM evidence")[0])
 
     def oldest_evidence(self, *, passed: bool, limit: int) -> list[StoredEvidence]:
         """Return the oldest evidence rows of parts that passed, or of those that did not.
@@ -218,14 +222,12 @@ class StoreReader:
         A picture that a part which did not pass shares with one that passed (the same bytes) is none of the latter.
         """
         where = (
-            "e.decision = 'pass' AND NOT EXISTS "
-            "(SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
+            "e.decision = 'pass' AND NOT EXISTS (SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
             if passed
             else "e.decision <> 'pass'"
         )
         rows = self._db.execute(
-            f"SELECT e.sequence, e.name, e.size_bytes, e.stored_at FROM evidence e WHERE {where} "
-            "ORDER BY e.sequence LIMIT ?",
+            f"SELECT e.sequence, e.name, e.size_bytes, e.stored_at FROM evidence e WHERE {where} ORDER BY e.sequence LIMIT ?",
             (limit,),
         )
         return [StoredEvidence(*row) for row in rows]
@@ -233,6 +235,12 @@ class StoreReader:
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
+
+
+def _one(db: apsw.Connection, query: str) -> tuple[Any, ...]:
+    """Return the one row of a query that always has one."""
+    row: tuple[Any, ...] = next(iter(db.execute(query)))
+    return row
 
 
 def _take_lock(folder: Path) -> int:

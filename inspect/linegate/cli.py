@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with the commands of all installed rooms."""
-    parser = argparse.ArgumentParser(
-        prog="linegate", description="Linegate: a quality gate for the production line that sees."
-    )
+    parser = argparse.ArgumentParser(prog="linegate", description="Linegate: a quality gate for the production line that sees.")
     parser.add_argument("--version", action="version", version=f"linegate {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _register_inspect(commands)

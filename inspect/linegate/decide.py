@@ -90,9 +90,7 @@ def _decide_view(item: Prediction | FrameFault, recipe: Recipe) -> ViewVerdict:
         decision, reason = Decision.PASS, Reason.BELOW_THRESHOLD
         text = f"score {score:.4g} is below the threshold {threshold:.4g}"
     # Regions of a part that passes stay: a reviewer of a near miss wants to see where the model looked.
-    return ViewVerdict(
-        item.camera, item.view, item.frame_id, decision, reason, text, score, threshold, item.regions
-    )
+    return ViewVerdict(item.camera, item.view, item.frame_id, decision, reason, text, score, threshold, item.regions)
 
 
 def _undecided(camera: str, view: str, frame_id: str, reason: Reason, text: str) -> ViewVerdict:

@@ -71,7 +71,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image, P
             picture = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
         except PillowImage.DecompressionBombError:
             raise _too_large(f"more than {2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,} pixels", max_pixels) from None
-        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise many types on hostile headers
+        except Exception as error:
             known = "PNG, JPEG, BMP, TIFF, WebP or PNM"
             head = data[:4].hex(" ")
             text = f"not a readable {known} picture ({len(data)} bytes beginning {head}): send one of these formats"
@@ -80,7 +80,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image, P
             _check_header(picture, max_pixels)
             try:
                 picture.load()
-            except Exception as error:  # noqa: BLE001 - as above, now in the pixel data
+            except Exception as error:
                 text = f"the {picture.format} picture is torn or damaged after {len(data)} bytes ({error}): send it again"
                 raise ImageError(Reason.IMAGE_TRUNCATED, text) from error
             pixels: Image = np.asarray(picture)

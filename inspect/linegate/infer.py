@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -80,17 +80,13 @@ class Inspector:
             "inference": (inferred - prepared) * 1e3,
             "regions": (located - inferred) * 1e3,
         }
-        return Prediction(
-            frame.frame_id, frame.camera, frame.view, score, anomaly_map, roi, frame.size_wh, regions, durations
-        )
+        return Prediction(frame.frame_id, frame.camera, frame.view, score, anomaly_map, roi, frame.size_wh, regions, durations)
 
-    def prepare(
-        self, image: Image, pixel_format: PixelFormat
-    ) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    def prepare(self, image: Image, pixel_format: PixelFormat) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
         """Return the graph's input, uint8 (1, H, W, 3) RGB, and the region of interest in frame pixels."""
         height, width = image.shape[:2]
         left, top, right, bottom = roi = _roi_in_pixels(self._input.roi_xyxy, width, height)
-        cut = image[top:bottom, left:right]
+        cut: Any = image[top:bottom, left:right]  # OpenCV's stubs know no dtype
         size_wh = self._input.size_wh
         if (right - left, bottom - top) != size_wh:
             shrinks = right - left > size_wh[0] or bottom - top > size_wh[1]
@@ -107,9 +103,7 @@ class Inspector:
         score, anomaly_map = self._session.run(self._output_names, {self._input.name: pixels})
         return float(score[0]), anomaly_map[0]
 
-    def _regions(
-        self, anomaly_map: NDArray[np.float32], roi_xyxy: tuple[int, int, int, int]
-    ) -> tuple[Region, ...]:
+    def _regions(self, anomaly_map: NDArray[np.float32], roi_xyxy: tuple[int, int, int, int]) -> tuple[Region, ...]:
         thresholds = self.package.manifest.thresholds
         label = self.package.manifest.labels[-1]
         return find_regions(anomaly_map, thresholds.map, thresholds.min_region_share, roi_xyxy, label)
@@ -172,18 +166,14 @@ def find_regions(
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 
-def _roi_in_pixels(
-    roi: tuple[float, float, float, float] | None, width: int, height: int
-) -> tuple[int, int, int, int]:
+def _roi_in_pixels(roi: tuple[float, float, float, float] | None, width: int, height: int) -> tuple[int, int, int, int]:
     if roi is None:
         return 0, 0, width, height
     left, top = int(roi[0] * width), int(roi[1] * height)
     return left, top, max(left + 1, round(roi[2] * width)), max(top + 1, round(roi[3] * height))
 
 
-def _open_session(
-    package: ModelPackage, provider: str, threads: int
-) -> tuple[str, onnxruntime.InferenceSession]:
+def _open_session(package: ModelPackage, provider: str, threads: int) -> tuple[str, onnxruntime.InferenceSession]:
     candidates = _candidates(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -6,11 +6,10 @@ not see red and green apart.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from linegate.stages import Decision, Frame, Image, PixelFormat, Prediction
 
@@ -24,9 +23,7 @@ _MAX_SIDE_PX: Final = 1600
 _MIN_SIDE_PX: Final = 480
 
 
-def draw_overlay(
-    frame: Frame, prediction: Prediction | None, decision: Decision, map_threshold: float | None = None
-) -> Image:
+def draw_overlay(frame: Frame, prediction: Prediction | None, decision: Decision, map_threshold: float | None = None) -> Image:
     """Return an RGB picture, uint8 (H, W, 3), of the frame with heat map, regions and a border in the verdict's colour.
 
     The heat map's colour begins at half of `map_threshold` and saturates at twice it (by default: over the map's own
@@ -36,7 +33,7 @@ def draw_overlay(
     longest = max(width, height)
     scale = _MIN_SIDE_PX / longest if longest < _MIN_SIDE_PX else min(1.0, _MAX_SIDE_PX / longest)
     size_wh = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = cv2.resize(frame.image, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    picture: Any = cv2.resize(frame.image, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     if frame.pixel_format is PixelFormat.MONO8:
         picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     elif frame.pixel_format is PixelFormat.BGR8:
@@ -51,7 +48,7 @@ def draw_overlay(
             text = f"{region.label} {region.score:.3g}"
             cv2.putText(picture, text, (left, max(14, top - 5)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
     cv2.rectangle(picture, (0, 0), (size_wh[0] - 1, size_wh[1] - 1), _COLOURS[decision], 6)
-    return picture
+    return np.asarray(picture, np.uint8)
 
 
 def _blend_map(picture: Image, prediction: Prediction, scale: float, map_threshold: float | None) -> None:
@@ -64,7 +61,7 @@ def _blend_map(picture: Image, prediction: Prediction, scale: float, map_thresho
         low, high = float(heat.min()), float(heat.max())
     else:
         low, high = sorted((map_threshold * 0.5, map_threshold * 2.0))
-    strength: NDArray[np.float32] = np.clip((heat - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
+    strength: Any = np.clip((heat - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
     strength = cv2.resize(strength, (view.shape[1], view.shape[0]), interpolation=cv2.INTER_LINEAR)
     colours = cv2.cvtColor(cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     weight = (0.6 * strength)[..., np.newaxis]

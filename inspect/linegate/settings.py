@@ -44,9 +44,7 @@ def load_toml(path: Path, model: type[SettingsT]) -> SettingsT:
     return parse(values, model, str(path), context={"folder": path.parent})
 
 
-def parse(
-    values: object, model: type[SettingsT], where: str, *, context: dict[str, Any] | None = None
-) -> SettingsT:
+def parse(values: object, model: type[SettingsT], where: str, *, context: dict[str, Any] | None = None) -> SettingsT:
     """Return `values` as `model`; `where` opens the message of the error.
 
     Raises:

@@ -1,0 +1,90 @@
+"""The station's commands: `linegate run`, `linegate demo`, `linegate bench`.
+
+Rules kept here: nothing heavy is imported before a command is chosen; logs go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add the station's commands to the `linegate` command line."""
+    run = commands.add_parser("run", help="run one station", description="Run one station until SIGTERM or Ctrl-C.")
+    run.add_argument("station", type=Path, metavar="STATION.toml", help="the station's settings")
+    run.set_defaults(run=_run)
+
+    demo = commands.add_parser(
+        "demo",
+        help="watch real photographs being judged, on this machine alone",
+        description="Start a broker, a line camera that streams real photographs, a station, its page and a subscriber.",
+    )
+    demo.add_argument("--parts", type=_count, metavar="N", help="end after N parts (default: go on until Ctrl-C)")
+    demo.add_argument("--headless", action="store_true", help="as fast as the line goes, not at a pace to watch")
+    demo.add_argument("--json", action="store_true", help="print the counts as one JSON object in the last line")
+    demo.add_argument("--port", type=int, help="port of the page; 0 takes a free one (default: 8080 if free)")
+    demo.add_argument("--model", type=Path, metavar="PACKAGE", help="another model package for the demo's photographs")
+    demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser("bench", help="measure this machine").add_subparsers(metavar="WHAT", required=True)
+    line = bench.add_parser(
+        "line",
+        help="the whole chain against bare inference",
+        description="Measure bare session.run, and the chain from frames in memory to acknowledged verdicts, in one run.",
+    )
+    line.add_argument("--model", required=True, type=Path, metavar="PACKAGE", help="the model package")
+    line.add_argument("--parts", type=_count, default=2000, metavar="N", help="parts of each kind (default: 2000)")
+    line.add_argument("--workers", type=int, default=0, help="worker threads; 0 is one a core (default: 0)")
+    line.add_argument("--fail-share", type=float, default=0.05, help="share of parts that fail (default: 0.05)")
+    line.add_argument("--frames", type=Path, metavar="DIR", help="photographs to use (default: the package's own frames)")
+    line.add_argument("--json", action="store_true", help="print one JSON object in the last line")
+    line.set_defaults(run=_bench_line)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from linegate_edge.station import run_station
+
+    _log_to_stderr(logging.INFO)
+    return run_station(arguments.station)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from linegate_edge.demo import run_demo
+
+    _log_to_stderr(logging.WARNING)
+    return run_demo(
+        parts=arguments.parts,
+        headless=arguments.headless,
+        as_json=arguments.json,
+        port=arguments.port,
+        model=arguments.model,
+    )
+
+
+def _bench_line(arguments: argparse.Namespace) -> int:
+    from linegate_edge.bench import run_bench_line
+
+    _log_to_stderr(logging.WARNING)
+    return run_bench_line(
+        arguments.model,
+        parts=arguments.parts,
+        workers=arguments.workers,
+        fail_share=arguments.fail_share,
+        frames=arguments.frames,
+        as_json=arguments.json,
+    )
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {count}")
+    return count
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

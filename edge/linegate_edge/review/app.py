@@ -1,0 +1,307 @@
+"""The station's HTTP application: routes, and nothing behind them.
+
+Rules kept here: an error is one line of JSON, `{"error": "…"}`; nothing is loaded from elsewhere, which is why the
+interactive documentation is off (it comes from a CDN) and `/openapi.json` is on; a name in an address is only ever looked
+up in the store, never joined to a path before it was found there. Who may ask is left to `guard`, judging to `frames`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.resources
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
+
+from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from linegate import __version__
+from linegate.errors import LinegateError
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from linegate_edge.evidence import EvidenceFolder
+from linegate_edge.line import Line
+from linegate_edge.live import Live
+from linegate_edge.message import VerdictMessage
+from linegate_edge.metrics import Metrics
+from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
+from linegate_edge.review.frames import FrameFields, FrameIntake
+from linegate_edge.review.guard import Guard
+from linegate_edge.review.live_feed import LiveFeed
+from linegate_edge.store import StoreReader
+
+_STATE_EVERY_S: Final = 0.1
+_HEARTBEAT_EVERY_S: Final = 1.0
+_EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
+_SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
+_CHUNK_BYTES: Final = 256 * 1024
+_ASSETS: Final = {
+    "live.js": "text/javascript; charset=utf-8",
+    "live.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+
+_DESCRIPTION: Final = """\
+One inspection station of Linegate: frames in, verdicts out. Every error is `{"error": "one line"}`. The verdict message
+is the same as on MQTT.
+"""
+
+
+def create_app(
+    *,
+    live: Live,
+    line: Line,
+    metrics: Metrics,
+    store_path: Path,
+    evidence: EvidenceFolder,
+    map_threshold: float | None,
+    max_pixels: int,
+    max_upload_bytes: int,
+    ready: Callable[[], str | None],
+    host_names: Collection[str] = (),
+    wait_s: float = 10.0,
+) -> FastAPI:
+    """Return the HTTP application of a station.
+
+    `ready` says in one line why the station is not ready, or None; `host_names` are names under which browsers reach it
+    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict. Setting the event
+    `app.state.stopping` ends the event streams and turns new frames away.
+    """
+    stopping = threading.Event()
+    intake = FrameIntake(
+        line, live.boot_id, stopping, max_pixels=max_pixels, max_upload_bytes=max_upload_bytes, wait_s=wait_s
+    )
+    feed = LiveFeed(live, ready, map_threshold)
+
+    app = FastAPI(
+        title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None
+    )
+    app.state.stopping = stopping
+    app.add_middleware(Guard, host_names=host_names)
+    _add_error_handlers(app)
+    _add_frames(app, intake, max_upload_bytes)
+    _add_live(app, feed, stopping)
+    _add_records(app, store_path, evidence)
+    _add_health(app, line, metrics, ready)
+    _add_page(app)
+    return app
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+def _add_frames(app: FastAPI, intake: FrameIntake, max_upload_bytes: int) -> None:
+    form_fields = FrameFields.model_json_schema()["properties"]
+    form = {"type": "object", "required": ["image"], "properties": {"image": _BINARY["schema"]} | form_fields}
+    body = {
+        "required": True,
+        "description": f"The picture, at most {max_upload_bytes:,} bytes: 8-bit grey or RGB as PNG, JPEG, BMP, TIFF, WebP, PNM.",
+        "content": {"multipart/form-data": {"schema": form}, "image/*": _BINARY, "application/octet-stream": _BINARY},
+    }
+
+    @app.post(
+        "/frames",
+        tags=["frames"],
+        summary="Judge a part",
+        responses=_errors(400, 403, 408, 415, 422, 503)
+        | {413: {"model": FrameAnswer, "description": "The picture is too large: the part is undecided"}},
+        openapi_extra={"requestBody": body},
+    )
+    async def post_frame(
+        request: Request,
+        response: Response,
+        query: Annotated[FrameFields, Query()],
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e ]+$")] = None,
+    ) -> FrameAnswer:
+        """Send the picture of one part, raw or as the form field `image`; the answer is its verdict, already stored.
+
+        A picture that cannot be judged is answered as well, as `undecided` with the reason. With `Idempotency-Key` a
+        frame may be sent again: the answer is then the verdict of the first time, with `repeated`. After 503 the frame
+        may or may not have been taken; the text says which.
+        """
+        response.status_code, answer = await intake.take(request, query, idempotency_key)
+        return answer
+
+
+def _add_live(app: FastAPI, feed: LiveFeed, stopping: threading.Event) -> None:
+    @app.get("/live/events", tags=["live"], response_class=EventSourceResponse, summary="The state as it changes")
+    async def get_events() -> AsyncIterator[ServerSentEvent]:
+        """Follow the station: an event `state` (a `LiveState`) at each change, at most ten a second, and `heartbeat`."""
+        sent, sent_at = "", 0.0
+        while not stopping.is_set():
+            state, now = feed.state(), time.monotonic()
+            if state is not sent:
+                yield ServerSentEvent(event="state", raw_data=state, retry=1000)
+                sent, sent_at = state, now
+            elif now - sent_at >= _HEARTBEAT_EVERY_S:
+                yield ServerSentEvent(event="heartbeat", raw_data="{}")
+                sent_at = now
+            await asyncio.sleep(_STATE_EVERY_S)
+
+    @app.get("/live/state", tags=["live"], response_model=LiveState, summary="The state once")
+    def get_state() -> Response:
+        """Return what the station shows of itself this moment."""
+        return Response(feed.state(), media_type="application/json")
+
+    @app.get(
+        "/live/last.jpg",
+        tags=["live"],
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": _BINARY}}} | _errors(404, 422),
+        summary="The last part's picture",
+    )
+    def get_overlay(sequence: Annotated[int | None, Query(ge=1)] = None) -> Response:
+        """Return the last part with heat map, regions and a border in the verdict's colour.
+
+        `sequence` asks for one of the last few parts, so that a picture cannot be shown beside another part's verdict.
+        """
+        try:
+            picture = feed.overlay(sequence)
+        except LookupError as error:
+            raise HTTPException(404, str(error.args[0])) from None
+        return Response(picture, media_type="image/jpeg")
+
+
+def _add_records(app: FastAPI, store_path: Path, evidence: EvidenceFolder) -> None:
+    @app.get("/verdicts/{verdict_id}", tags=["records"], responses=_errors(404), summary="A verdict")
+    def get_verdict(verdict_id: str) -> VerdictMessage:
+        """Return the verdict message of a part, as the store keeps it (`published` is null there)."""
+        with contextlib.closing(StoreReader(store_path)) as reader:
+            message = reader.verdict(verdict_id)
+        if message is None:
+            raise HTTPException(404, f"this station has no verdict '{verdict_id[:64]}'")
+        return VerdictMessage.model_validate(message)
+
+    @app.get(
+        "/evidence/{name}",
+        tags=["records"],
+        response_class=Response,
+        responses={200: {"content": {"*/*": _BINARY}}} | _errors(404),
+        summary="The picture of a part",
+    )
+    def get_evidence(name: str) -> Response:
+        """Return a picture kept as evidence, the very bytes that the camera sent, by the name in `image_uri`."""
+        media_type = None
+        if _EVIDENCE_NAME.fullmatch(name):
+            with contextlib.closing(StoreReader(store_path)) as reader:
+                media_type = reader.evidence(name)
+        if media_type is None:
+            raise HTTPException(404, f"no evidence '{name[:70]}': it was never kept here, or its retention time is over")
+        try:
+            file = evidence.path_of(name).open("rb")
+        except FileNotFoundError:
+            raise HTTPException(404, f"evidence '{name}' has been pruned: its retention time is over") from None
+        size = file.seek(0, 2)
+        file.seek(0)
+        disposition = "inline" if media_type in _SHOWN_IN_BROWSER else "attachment"
+        headers = {
+            "Content-Length": str(size),
+            "Content-Disposition": f'{disposition}; filename="{name}"',
+            "Cache-Control": "private, max-age=31536000, immutable",  # the name is the digest of the bytes
+        }
+        return StreamingResponse(_chunks(file), media_type=media_type, headers=headers)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _add_health(app: FastAPI, line: Line, metrics: Metrics, ready: Callable[[], str | None]) -> None:
+    @app.get("/metrics", tags=["health"], response_class=Response, summary="Metrics for Prometheus")
+    def get_metrics() -> Response:
+        """Return all metrics in Prometheus' text format."""
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    health = {503: {"model": HealthAnswer}}
+
+    @app.get("/healthz", tags=["health"], responses=health, summary="Is it alive?")
+    def get_health(response: Response) -> HealthAnswer:
+        """Say whether all threads of the line run; 503 asks the service manager for a restart."""
+        return _health(response, None if line.alive else "a thread of the line has ended: restart the station")
+
+    @app.get("/readyz", tags=["health"], responses=health, summary="Can it judge parts?")
+    def get_ready(response: Response) -> HealthAnswer:
+        """Say whether the station can judge parts now, and if not, why."""
+        return _health(response, ready())
+
+
+def _health(response: Response, reason: str | None) -> HealthAnswer:
+    response.status_code = 200 if reason is None else 503
+    return HealthAnswer(ok=reason is None, reason=reason)
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = importlib.resources.files("linegate_edge.review").joinpath("pages")
+    page = folder.joinpath("live.html").read_bytes()
+    assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
+
+    @app.get("/", include_in_schema=False)
+    async def get_page(request: Request) -> Response:
+        return _static(request, page, "text/html; charset=utf-8")
+
+    @app.get("/assets/{name}", include_in_schema=False)
+    async def get_asset(request: Request, name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404, f"no asset '{name[:64]}'")
+        return _static(request, assets[name], _ASSETS[name])
+
+
+def _static(request: Request, data: bytes, media_type: str) -> Response:
+    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    # Asked for each time, so that a new release and its page never mix; the tag makes that cheap.
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(status: int, text: str) -> JSONResponse:
+        return JSONResponse({"error": text}, status)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, StarletteHTTPException)
+        text = str(error.detail)
+        if error.status_code == 404 and text == "Not Found":
+            text = f"nothing here at {request.url.path[:128]}: see /openapi.json"
+        elif error.status_code == 405:
+            text = f"{request.method} is not possible at {request.url.path[:128]}: see /openapi.json"
+        response = answer(error.status_code, text)
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer(422, "; ".join(_describe(detail) for detail in error.errors()))
+
+    async def on_linegate_error(request: Request, error: Exception) -> Response:
+        return answer(503, str(error))
+
+    async def on_defect(request: Request, error: Exception) -> Response:
+        return answer(500, "the station made a mistake; its log says more")  # the server logs the traceback
+
+    app.add_exception_handler(StarletteHTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(LinegateError, on_linegate_error)
+    app.add_exception_handler(Exception, on_defect)
+
+
+def _describe(detail: dict[str, Any]) -> str:
+    place, *steps = (str(step) for step in detail["loc"])
+    name = ".".join(steps) or place
+    if detail["type"] == "extra_forbidden":
+        return f"unknown parameter '{name[:64]}': known are {', '.join(FrameFields.model_fields)}"
+    message = str(detail["msg"])
+    return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"

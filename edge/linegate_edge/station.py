@@ -1,0 +1,233 @@
+"""One station, put together from its settings, started and stopped in order.
+
+Rules kept here: what is wrong with the settings, the package, the store or the port is told before anything starts; a
+camera or a broker that is missing does not keep the station from starting; it stops from the front to the back, so that
+each part in hand still gets its verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Final, Literal
+from uuid import uuid4
+
+from linegate import __version__
+from linegate.decide import Recipe, ViewRecipe
+from linegate.errors import StationError
+from linegate.infer import Inspector
+from linegate.package import ModelPackage
+from linegate_edge.evidence import EvidenceFolder, Retention
+from linegate_edge.line import Line
+from linegate_edge.live import Live
+from linegate_edge.message import SCHEMA_VERSION, StateMessage, utc_now
+from linegate_edge.metrics import Metrics
+from linegate_edge.publish import Publisher
+from linegate_edge.review.app import create_app
+from linegate_edge.review.server import HttpServer
+from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings, load_station
+from linegate_edge.sources.camera import VIEW, Camera
+from linegate_edge.sources.folder import FolderCamera
+from linegate_edge.sources.opencv import OpenCVCamera
+from linegate_edge.store import Store, StoreReader
+
+log = logging.getLogger("linegate.station")
+_TICK_S: Final = 0.5
+
+
+class Station:
+    """One inspection point; `note` is shown on its page.
+
+    Raises:
+        PackageError, ProviderError: the model cannot be used here.
+        StationError: the store is in use or not to be opened, or the HTTP port is taken.
+    """
+
+    def __init__(self, settings: StationSettings, note: str = "") -> None:
+        self.settings = settings
+        self.boot_id = str(uuid4())
+        topic, folder = settings.station.topic, settings.station.store
+        inspector = Inspector(
+            ModelPackage.load(settings.model.package), settings.model.provider, settings.model.threads_per_worker
+        )
+        package = inspector.package
+        recipe, threshold_version = _make_recipe(settings, inspector)
+        with contextlib.ExitStack() as undo:
+            self._store = Store(folder, topic)
+            undo.callback(self._store.close)
+            self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
+            self.metrics = Metrics()
+            self.metrics.package_info.labels(
+                package.manifest.name, package.manifest.version, package.digest, inspector.provider
+            ).set(1)
+            self.live = Live(topic, self.boot_id, package.reference, inspector.provider, note)
+            self.line = Line(
+                inspector,
+                recipe,
+                self._store,
+                self._evidence,
+                self.live,
+                self.metrics,
+                workers=settings.model.workers or os.cpu_count() or 1,
+                queue_frames=settings.limits.queue_frames,
+                threshold_version=threshold_version,
+                on_commit=self._wake_publisher,
+            )
+            self.publisher = Publisher(
+                settings.mqtt,
+                topic,
+                self._store.path,
+                acknowledge=self.line.acknowledge,
+                state=self._state_message,
+                live=self.live,
+                metrics=self.metrics,
+            )
+            self._retention = Retention(self._evidence, self._store.path, self.line.forget_evidence, utc_now)
+            self._reader = StoreReader(self._store.path)
+            undo.callback(self._reader.close)
+            self._reader_lock = threading.Lock()
+            self.cameras = [self._make_camera(source) for source in settings.source]
+            app = create_app(
+                live=self.live,
+                line=self.line,
+                metrics=self.metrics,
+                store_path=self._store.path,
+                evidence=self._evidence,
+                map_threshold=package.manifest.thresholds.map,
+                max_pixels=self._max_pixels,
+                max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
+                ready=self.not_ready,
+            )
+            self._http = HttpServer(app, settings.http.host, settings.http.port)
+            self._package = package
+            undo.pop_all()
+
+    @property
+    def http_port(self) -> int:
+        """The port of the page; it is known from the start, also where the settings say 0."""
+        return self._http.port
+
+    @property
+    def address(self) -> str:
+        """The address of the page."""
+        return f"http://{self.settings.http.host}:{self.http_port}/"
+
+    @property
+    def _max_pixels(self) -> int:
+        return int(self.settings.limits.max_megapixels * 1e6)
+
+    def not_ready(self) -> str | None:
+        """Return in one line why the station cannot judge parts now, or None."""
+        if not self.line.alive:
+            return "the line's threads do not run"
+        if self.live.line_stop is not None:
+            return f"line stop: {self.live.line_stop}"
+        missing = [f"camera {camera.camera}: {camera.problem}" for camera in self.cameras if camera.problem is not None]
+        return "; ".join(missing) or None
+
+    def start(self) -> None:
+        """Start the line, then who publishes, then who brings parts."""
+        self.line.start()
+        self.publisher.start()
+        self._retention.start()
+        self._http.start()
+        for camera in self.cameras:
+            camera.start()
+        log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
+
+    def stop(self) -> int:
+        """Finish the parts in hand, publish what the broker takes, and return how many could not be stored."""
+        timeout_s = self.settings.limits.stop_timeout_s
+        for camera in self.cameras:
+            camera.stop()
+        for camera in self.cameras:
+            camera.join(timeout_s)
+        self._http.stop(timeout_s)
+        self._retention.stop()
+        unstored = self.line.stop(timeout_s)
+        self.publisher.stop(min(timeout_s, 3.0) if self.live.broker.connected else 0.0)
+        with self._reader_lock:
+            self._reader.close()
+        self._store.close()
+        if unstored:
+            log.error("%d parts in hand could not be stored and have no verdict", unstored)
+        log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)
+        return unstored
+
+    def run(self) -> int:
+        """Run until SIGTERM or Ctrl-C, and return the exit status."""
+        asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: asked.set())
+        self.start()
+        died = False
+        while not asked.wait(_TICK_S):
+            if not self.line.alive:
+                log.critical("a thread of the line has ended; stopping, so that the service manager starts anew")
+                died = True
+                break
+        return 1 if self.stop() or died else 0
+
+    def _wake_publisher(self) -> None:
+        self.publisher.wake()
+
+    def _state_message(self, state: Literal["online", "stopped", "lost"]) -> StateMessage:
+        return StateMessage(
+            schema_version=SCHEMA_VERSION,
+            station=self.live.station,
+            boot_id=self.boot_id,
+            state=state,
+            at=utc_now(),
+            software_version=__version__,
+            package=self._package.reference,
+            last_sequence=self._store.last_sequence,
+            outbox_pending=self.outbox_pending(),
+            no_subscriber=self.live.broker.no_subscriber,
+            line_stop=self.live.line_stop,
+        )
+
+    def outbox_pending(self) -> int:
+        """Return how many verdicts the broker has not acknowledged yet."""
+        with self._reader_lock:
+            count = self._reader.outbox_count()
+        self.metrics.outbox_pending.set(count)
+        self.metrics.disk_free_bytes.set(self._evidence.free_bytes())
+        return count
+
+    def _knows_origin(self, origin: str) -> bool:
+        with self._reader_lock:
+            return self._reader.knows_origin(origin)
+
+    def _make_camera(self, source: FolderSource | OpenCVSource) -> Camera:
+        if isinstance(source, FolderSource):
+            return FolderCamera(source, self.line.submit, self.metrics, self._knows_origin, self._max_pixels)
+        return OpenCVCamera(source, self.line.submit, self.metrics, self._knows_origin, self.boot_id, self._max_pixels)
+
+
+def _make_recipe(settings: StationSettings, inspector: Inspector) -> tuple[Recipe, str]:
+    """Return the recipe, and a version that tells where its threshold comes from."""
+    own, approved = settings.recipe, inspector.view_recipe
+    if own.threshold is None and own.undecided_below is None:
+        return Recipe(own.name, {VIEW: approved}), f"package:{inspector.package.manifest.thresholds.version}"
+    view = ViewRecipe(
+        approved.threshold if own.threshold is None else own.threshold,
+        approved.undecided_below if own.undecided_below is None else own.undecided_below,
+    )
+    return Recipe(own.name, {VIEW: view}), f"station:{view.threshold:g}/{view.undecided_below:g}"
+
+
+def run_station(path: Path) -> int:
+    """Run the station that a STATION.toml describes; return the exit status.
+
+    Raises:
+        LinegateError: it cannot start; the text says why in one line.
+    """
+    station = Station(load_station(path))
+    try:
+        return station.run()
+    except OSError as error:
+        raise StationError(f"{path}: the station broke down: {error}") from error

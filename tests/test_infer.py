@@ -1,0 +1,98 @@
+"""Frames become predictions by one path, on a provider that is chosen, reported and proved."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SIZE, spot_picture
+from linegate.errors import ProviderError
+from linegate.infer import Inspector, available_providers, find_regions
+from linegate.package import ModelPackage
+from linegate.stages import Decision, Frame, PixelFormat
+from linegate.overlay import draw_overlay
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def frame_of(image: np.ndarray, pixel_format: PixelFormat = PixelFormat.MONO8) -> Frame:
+    return Frame(image, pixel_format, "f1", "camera", "main", 1, NOW)
+
+
+@pytest.fixture(scope="module")
+def inspector(spot_package: Path) -> Inspector:
+    return Inspector(ModelPackage.load(spot_package))
+
+
+def test_an_empty_map_has_no_regions() -> None:
+    assert find_regions(np.zeros((8, 8), np.float32), 0.5, 0, (0, 0, 80, 80), "defect") == ()
+
+
+def test_regions_lie_in_frame_pixels_inside_the_region_of_interest() -> None:
+    anomaly_map = np.zeros((10, 10), np.float32)
+    anomaly_map[2:4, 5:8] = 0.7
+    anomaly_map[9, 9] = 0.9
+    strong, wide = find_regions(anomaly_map, 0.5, 0, (100, 200, 200, 300), "crack")
+    assert (strong.score, strong.box_xyxy, strong.area_px) == (pytest.approx(0.9), (190, 290, 200, 300), 100)
+    assert (wide.label, wide.box_xyxy, wide.area_px) == ("crack", (150, 220, 180, 240), 600)
+    assert find_regions(anomaly_map, 0.5, 0.02, (100, 200, 200, 300), "crack") == (wide,)
+
+
+@pytest.mark.parametrize("size_wh", [(SIZE, SIZE), (SIZE * 3, SIZE * 2), (SIZE // 2, SIZE // 2)])
+def test_a_defect_is_found_at_any_frame_size(inspector: Inspector, size_wh: tuple[int, int]) -> None:
+    good = inspector.predict(frame_of(spot_picture(defect=False, size_wh=size_wh)))
+    bad = inspector.predict(frame_of(spot_picture(defect=True, size_wh=size_wh)))
+    assert good.score < 0.8 <= bad.score
+    assert good.regions == ()
+    left, top, right, bottom = bad.regions[0].box_xyxy
+    assert 0 <= left < right <= size_wh[0]
+    assert 0 <= top < bottom <= size_wh[1]
+
+
+def test_colour_order_does_not_change_the_judgement(inspector: Inspector) -> None:
+    rgb = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    prepared = inspector.prepare(rgb, PixelFormat.RGB8)[0]
+    np.testing.assert_array_equal(prepared, inspector.prepare(rgb[..., ::-1].copy(), PixelFormat.BGR8)[0])
+    np.testing.assert_array_equal(prepared[0], rgb)
+
+
+def test_grey_frames_fill_all_three_channels(inspector: Inspector) -> None:
+    grey = spot_picture(defect=False)
+    prepared, _ = inspector.prepare(grey, PixelFormat.MONO8)
+    np.testing.assert_array_equal(prepared[0], np.stack([grey] * 3, axis=-1))
+
+
+def test_the_chosen_provider_is_reported(inspector: Inspector) -> None:
+    assert inspector.provider == available_providers()[0]
+    assert inspector.parity_difference <= 1e-4
+
+
+def test_an_unknown_or_absent_provider_is_refused_with_the_choice(spot_package: Path) -> None:
+    package = ModelPackage.load(spot_package)
+    with pytest.raises(ProviderError, match="choose one of: auto, tensorrt, cuda, openvino, cpu"):
+        Inspector(package, "gpu")
+    if "cuda" not in available_providers():
+        with pytest.raises(ProviderError, match="which offers: .*cpu"):
+            Inspector(package, "cuda")
+
+
+def test_frames_of_other_types_are_refused_with_what_was_expected() -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 \(H, W, 3\), got float32"):
+        frame_of(np.zeros((8, 8, 3), np.float32), PixelFormat.RGB8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must be uint8 \(H, W\)"):
+        frame_of(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="aware UTC"):
+        Frame(np.zeros((8, 8), np.uint8), PixelFormat.MONO8, "f", "c", "v", 1, datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (3000, 2000), (64, 64, 3)])
+def test_an_overlay_leaves_the_frame_as_it_was(inspector: Inspector, shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    frame = frame_of(image, PixelFormat.MONO8 if len(shape) == 2 else PixelFormat.RGB8)
+    before = image.copy()
+    picture = draw_overlay(frame, inspector.predict(frame), Decision.FAIL, 0.5)
+    np.testing.assert_array_equal(image, before)
+    assert picture.dtype == np.uint8
+    assert 480 <= max(picture.shape[:2]) <= 1600

@@ -1,0 +1,1 @@
+"""Data sets: the manifest of known ones, readers of their layouts, and splits."""
