@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import paho.mqtt.client as mqtt
 import pytest
+from linegate.stages import Frame, Part, PixelFormat
+from linegate_edge.records import Capture, Recorded
+from linegate_edge.settings import load_station
+from linegate_edge.station import Station
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from PIL import Image
 
 from linegate.package import (
@@ -38,6 +50,7 @@ from linegate.package import (
 )
 
 SIZE = 64
+TOPIC = "acme/graz/press/line-1/tiles"
 
 
 def require(program: str) -> str:
@@ -204,3 +217,120 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
     broker.start()
     yield broker
     broker.kill()
+
+
+class Mes:
+    """An MES that hears everything of a station: a session of its own, kept over the broker's and its own absence."""
+
+    def __init__(self, port: int, topic: str = TOPIC, username: str | None = None, password: str | None = None) -> None:
+        self._lock = threading.Lock()
+        self._verdicts: list[dict[str, Any]] = []
+        self._states: list[dict[str, Any]] = []
+        self.properties: list[Any] = []
+        self.retained: list[bool] = []
+        self._ready = threading.Event()
+        self._topic = topic
+        self._client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=f"mes-{port}-{topic}".replace("/", "-"), protocol=mqtt.MQTTv5
+        )
+        if username is not None:
+            self._client.username_pw_set(username, password)
+        self._client.on_connect = self._on_connect
+        self._client.on_message = self._on_message
+        self._client.on_subscribe = lambda *_: self._ready.set()
+        self._client.reconnect_delay_set(1, 1)
+        keep = Properties(PacketTypes.CONNECT)
+        keep.SessionExpiryInterval = 3600
+        self._client.connect("127.0.0.1", port, clean_start=False, properties=keep)
+        self._client.loop_start()
+        assert self._ready.wait(10), "the broker took no subscription"
+
+    def _on_connect(self, client: mqtt.Client, *_: Any) -> None:
+        client.subscribe(f"{self._topic}/vision/v1/#", qos=1)
+
+    def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+        with self._lock:
+            role = message.topic.rpartition("/")[2]
+            if role == "verdict":
+                self._verdicts.append(json.loads(message.payload))
+                self.properties.append(message.properties)
+                self.retained.append(message.retain)
+            elif role == "state":
+                self._states.append(json.loads(message.payload))
+
+    @property
+    def verdicts(self) -> list[dict[str, Any]]:
+        """All verdict messages so far, in the order of their arrival, with repeats."""
+        with self._lock:
+            return list(self._verdicts)
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """All state messages so far."""
+        with self._lock:
+            return list(self._states)
+
+    @property
+    def sequences(self) -> set[int]:
+        """The sequence numbers that arrived."""
+        return {verdict["sequence"] for verdict in self.verdicts}
+
+    def close(self) -> None:
+        """Leave."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def mes(mosquitto: Mosquitto) -> Iterator[Mes]:
+    """An MES on the real broker."""
+    listener = Mes(mosquitto.port)
+    yield listener
+    listener.close()
+
+
+def station_toml(
+    folder: Path, package: Path, *, broker_port: int, http_port: int = 0, topic: str = TOPIC, more: str = ""
+) -> Path:
+    """Write a STATION.toml for tests in `folder` and return its path."""
+    path = folder / "STATION.toml"
+    path.write_text(
+        f'[station]\ntopic = "{topic}"\n[model]\npackage = "{package}"\n[http]\nport = {http_port}\n'
+        f"[mqtt]\nport = {broker_port}\nbackoff_max_s = 1.0\n{more}"
+    )
+    return path
+
+
+MakeStation = Callable[..., Station]
+
+
+@pytest.fixture
+def make_station(tmp_path: Path, spot_package: Path) -> Iterator[MakeStation]:
+    """Make and start stations in this process; they are stopped at the end.
+
+    Evidence limits are off, for a test's disk may be nearly full: `more` adds to the settings.
+    """
+    stations: list[Station] = []
+
+    def make(broker_port: int, *, more: str = "[evidence]\nmin_free_mib = 0\n", topic: str = TOPIC) -> Station:
+        path = station_toml(tmp_path, spot_package, broker_port=broker_port, topic=topic, more=more)
+        station = Station(load_station(path))
+        station.start()
+        stations.append(station)
+        return station
+
+    yield make
+    for station in stations:
+        with contextlib.suppress(RuntimeError):
+            if station.line.alive:
+                station.stop()
+
+
+def submit(station: Station, count: int, start: int = 0, defect_every: int = 10) -> list[Future[Recorded]]:
+    """Submit spot pictures to a station's line and return the futures of their verdicts."""
+    futures = []
+    for number in range(start, start + count):
+        picture = spot_picture(defect=number % defect_every == 0, seed=number)
+        frame = Frame(picture, PixelFormat.MONO8, f"frame-{number}", "test", "main", number, datetime.now(UTC))
+        futures.append(station.line.submit(Capture(Part(f"part-{number:05d}", "test"), frame)))
+    return futures

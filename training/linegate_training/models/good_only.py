@@ -83,7 +83,7 @@ class FeatureNet(nn.Module):
             mean = x.mean((2, 3))
             deviation = (x - mean[:, :, None, None]).square().mean((2, 3)).sqrt()
             statistics += [mean, deviation, x.amax((2, 3))]
-            side = x.shape[-1]
+            side = int(x.shape[-1])
             if side > self.grid:
                 x = functional.avg_pool2d(x, side // self.grid)
             elif side < self.grid:
@@ -152,15 +152,16 @@ class GoodOnlyNet(nn.Module):
 
     def distances(self, statistics: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return global distance (B,), local distances (B, g, g) and each place's part in the global one (B, g, g)."""
-        batch, channels, grid, _ = places.shape
+        # Plain numbers, so that the exported graph holds no shape arithmetic.
+        channels, grid = int(places.shape[1]), int(places.shape[2])
         z, y, squared = self.whole(statistics)
         rows = (places - self.place_mean).permute(0, 2, 3, 1).reshape(-1, channels)
         z_local, _, squared_local = self.local(rows)
         # Half the gradient of the squared distance with respect to z: how hard each statistic pulls.
         pull = self.whole.floor * z + (y * (self.whole.weights - self.whole.floor)) @ self.whole.axes.T
         pull_mean = pull[:, cast(Tensor, self.mean_columns)] * self.share * (1.0 / self.whole.width)
-        part = (z_local.reshape(batch, -1, channels) * pull_mean[:, None]).sum(2)
-        return squared.sqrt(), squared_local.sqrt().reshape(batch, grid, grid), part.reshape(batch, grid, grid)
+        part = (z_local.reshape(-1, grid * grid, channels) * pull_mean[:, None]).sum(2)
+        return squared.sqrt(), squared_local.sqrt().reshape(-1, grid, grid), part.reshape(-1, grid, grid)
 
     def outputs(self, statistics: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return score (B,) and map (B, 4g, 4g) of features."""
@@ -181,8 +182,8 @@ def _in(unit: Unit, values: Tensor) -> Tensor:
 
 def local_peak(local: Tensor) -> Tensor:
     """Return the mean (B,) over the most anomalous cells of local distances (B, g, g)."""
-    cells = local.flatten(1)
-    return cells.topk(max(1, round(TOP_SHARE * cells.shape[1])), 1).values.mean(1)
+    count = int(local.shape[1]) * int(local.shape[2])
+    return local.reshape(-1, count).topk(max(1, round(TOP_SHARE * count)), 1).values.mean(1)
 
 
 def _parameter(values: Floats | NDArray[np.float32]) -> nn.Parameter:

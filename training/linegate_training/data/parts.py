@@ -1,0 +1,165 @@
+"""The one form in which every layout reaches training and evaluation: a set of samples.
+
+Rules kept here: images are read by the line's own strict decoder and prepared by the line's own resize, so that training
+and line cannot diverge; a data set is checked whole before anything is computed. What lies where is left to the readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Final, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from linegate.errors import DataError, ImageError
+from linegate.images import read_image
+from linegate.infer import Inspector
+from linegate.package import InputSpec
+from linegate.stages import Image, PixelFormat
+
+GOOD: Final = "good"
+UNCERTAIN: Final = "uncertain"
+"""Parts on which the data set's own labels are not sure: neither trained on nor counted."""
+MAX_ASPECT_RATIO: Final = 4.0
+"""A set whose widest and narrowest images differ in aspect by more than this holds more than one kind of part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image: `name` as the split lists it, `subset` train or test, `label` good, uncertain or a defect class."""
+
+    name: str
+    path: Path
+    subset: str
+    label: str
+    mask: Path | None = None
+
+    @property
+    def defective(self) -> bool:
+        """Whether the truth says defective."""
+        return self.label not in (GOOD, UNCERTAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class PartSet:
+    """A data set: its samples in order of name, and where it is from."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    licence: str
+    source: str
+    citation: str = ""
+    split: str = ""
+
+    def goods(self) -> list[Sample]:
+        """Good parts to learn from."""
+        return [sample for sample in self.samples if sample.subset == "train" and sample.label == GOOD]
+
+    def tests(self) -> list[Sample]:
+        """Parts to measure on, good and defective."""
+        return [sample for sample in self.samples if sample.subset == "test" and sample.label != UNCERTAIN]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every defective test part has a mask."""
+        defects = [sample for sample in self.tests() if sample.defective]
+        return bool(defects) and all(sample.mask is not None for sample in defects)
+
+
+def read_part(sample: Sample) -> tuple[Image, PixelFormat]:
+    """Return the pixels and their format.
+
+    Raises:
+        DataError: the image cannot be read or is of a kind that the line refuses; the text names the file.
+    """
+    try:
+        image, pixel_format, _, _ = read_image(sample.path)
+    except ImageError as error:
+        raise DataError(f"{error}; mend or remove this image") from error
+    return image, pixel_format
+
+
+def prepare_pixels(image: Image, pixel_format: PixelFormat, spec: InputSpec) -> NDArray[np.uint8]:
+    """Return the graph's input uint8 (1, H, W, 3), by the line's own preparation."""
+    # The line's method needs of itself only the input's description, and no package exists yet.
+    pixels, _ = Inspector.prepare(cast(Inspector, SimpleNamespace(_input=spec)), image, pixel_format)
+    return pixels
+
+
+def read_mask(sample: Sample, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the defect pixels (H, W) of a sample with a mask.
+
+    Raises:
+        DataError: the mask cannot be read, is of another size than its image, or marks nothing.
+    """
+    assert sample.mask is not None
+    try:
+        with PillowImage.open(sample.mask) as picture:
+            if picture.mode not in ("1", "L", "P"):
+                kind = f"an 8-bit or 1-bit mask with one channel is needed, got mode {picture.mode}"
+                raise DataError(f"{sample.mask}: {kind}: save it as 8-bit grey")
+            mask: NDArray[np.bool_] = np.asarray(picture) != 0
+    except OSError as error:
+        raise DataError(f"{sample.mask}: the mask cannot be read: {error}") from error
+    if mask.shape != (size_wh[1], size_wh[0]):
+        sizes = f"is {mask.shape[1]} × {mask.shape[0]}, its image {size_wh[0]} × {size_wh[1]}"
+        raise DataError(f"{sample.mask}: the mask {sizes}: draw it on this image, at its size")
+    if not mask.any():
+        raise DataError(f"{sample.mask}: the mask of a defective part marks no pixel: draw the defect, or move the image")
+    return mask
+
+
+def label_regions(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number the 8-connected regions of a mask (H, W) from 1."""
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    return cast("NDArray[np.int32]", labels)
+
+
+def check_sizes(samples: Sequence[Sample], name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the smallest and largest sides (w, h) among the images, from their headers.
+
+    Sizes may differ: each image is resized to the model's input, as on the line. It is said once.
+
+    Raises:
+        DataError: a header cannot be read, or aspects differ so much that the images cannot be of one kind of part.
+    """
+    sizes: list[tuple[int, int]] = []
+    for sample in samples:
+        try:
+            with PillowImage.open(sample.path) as picture:
+                sizes.append(picture.size)
+        except OSError as error:
+            raise DataError(f"{sample.path}: not a readable picture ({error}); mend or remove this image") from error
+    widths, heights = [size[0] for size in sizes], [size[1] for size in sizes]
+    low, high = (min(widths), min(heights)), (max(widths), max(heights))
+    aspects = [width / height for width, height in sizes]
+    narrow, wide = int(np.argmin(aspects)), int(np.argmax(aspects))
+    # Compared with the median, so that tiles lying both ways round are still one kind.
+    middle = float(np.median(aspects))
+    for index in (narrow, wide):
+        if not 1 / MAX_ASPECT_RATIO <= aspects[index] / middle <= MAX_ASPECT_RATIO:
+            odd = f"{samples[index].path} is {sizes[index][0]} × {sizes[index][1]}, aspect {aspects[index]:.2f}"
+            raise DataError(f"{name}: {odd}, where most have {middle:.2f}: train one model for each kind of image")
+    if low != high:
+        span = f"{low[0]}–{high[0]} wide, {low[1]}–{high[1]} high"
+        print(f"note: {name}: images are {span} pixels; each is resized to the model's input, as on the line", file=sys.stderr)
+    return low, high
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_of(listed: Iterable[tuple[str, str]]) -> str:
+    """Return one SHA-256 over the sorted names and digests of images."""
+    lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(listed))
+    return hashlib.sha256(lines.encode()).hexdigest()
