@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import paho.mqtt.client as mqtt
 import pytest
-from linegate.stages import Frame, Part, PixelFormat
+from linegate.stages import Frame, Part, PixelFormat, Reason
 from linegate_edge.records import Capture, Recorded
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
@@ -167,6 +168,43 @@ def encode(picture: NDArray[np.uint8] | Image.Image, image_format: str = "PNG", 
     return target.getvalue()
 
 
+GREY_PICTURE = Image.fromarray(spot_picture(defect=False, size_wh=(80, 64)))
+COLOUR_PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8))
+
+
+def _cv2_bytes(suffix: str, pixels: NDArray[np.uint16]) -> bytes:
+    done, data = cv2.imencode(suffix, pixels)
+    assert done
+    return data.tobytes()
+
+
+_SIXTEEN_GREY = np.random.default_rng(1).integers(0, 65536, (64, 80), dtype=np.uint16)
+_SIXTEEN_COLOUR = np.random.default_rng(1).integers(0, 65536, (64, 80, 3), dtype=np.uint16)
+
+BAD_PICTURES: dict[str, tuple[bytes, Reason]] = {
+    "zero bytes": (b"", Reason.IMAGE_EMPTY),
+    "no picture": (b"GET / HTTP/1.1", Reason.IMAGE_UNREADABLE),
+    "another format": (encode(GREY_PICTURE, "GIF"), Reason.IMAGE_UNREADABLE),
+    "truncated JPEG": (encode(COLOUR_PICTURE, "JPEG")[:900], Reason.IMAGE_TRUNCATED),
+    "truncated PNG": (encode(COLOUR_PICTURE, "PNG")[:900], Reason.IMAGE_TRUNCATED),
+    "16-bit grey PNG": (_cv2_bytes(".png", _SIXTEEN_GREY), Reason.IMAGE_FORMAT),
+    "16-bit colour PNG": (_cv2_bytes(".png", _SIXTEEN_COLOUR), Reason.IMAGE_FORMAT),
+    "16-bit grey TIFF": (_cv2_bytes(".tif", _SIXTEEN_GREY), Reason.IMAGE_FORMAT),
+    "16-bit colour TIFF": (_cv2_bytes(".tif", _SIXTEEN_COLOUR), Reason.IMAGE_FORMAT),
+    "16-bit PGM": (_cv2_bytes(".pgm", _SIXTEEN_GREY), Reason.IMAGE_FORMAT),
+    "16-bit PPM": (_cv2_bytes(".ppm", _SIXTEEN_COLOUR), Reason.IMAGE_FORMAT),
+    "palette": (encode(COLOUR_PICTURE.convert("P"), "PNG"), Reason.IMAGE_FORMAT),
+    "1-bit": (encode(GREY_PICTURE.convert("1"), "PNG"), Reason.IMAGE_FORMAT),
+    "alpha": (encode(COLOUR_PICTURE.convert("RGBA"), "PNG"), Reason.IMAGE_FORMAT),
+    "grey with alpha": (encode(GREY_PICTURE.convert("LA"), "PNG"), Reason.IMAGE_FORMAT),
+    "transparent colour": (encode(COLOUR_PICTURE, "PNG", transparency=(0, 0, 0)), Reason.IMAGE_FORMAT),
+    "CMYK": (encode(COLOUR_PICTURE.convert("CMYK"), "JPEG"), Reason.IMAGE_FORMAT),
+    "1 × 1": (encode(Image.new("L", (1, 1))), Reason.IMAGE_TOO_SMALL),
+    "100 megapixels": (encode(Image.new("L", (10_000, 10_000))), Reason.IMAGE_TOO_LARGE),
+    "800 megapixels": (encode(Image.new("1", (40_000, 20_000))), Reason.IMAGE_TOO_LARGE),
+}
+
+
 @pytest.fixture(scope="session")
 def spot_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small real model package; do not change it."""
@@ -290,12 +328,19 @@ def mes(mosquitto: Mosquitto) -> Iterator[Mes]:
 
 
 def station_toml(
-    folder: Path, package: Path, *, broker_port: int, http_port: int = 0, topic: str = TOPIC, more: str = ""
+    folder: Path,
+    package: Path,
+    *,
+    broker_port: int,
+    http_port: int = 0,
+    topic: str = TOPIC,
+    store: Path = Path("var"),
+    more: str = "",
 ) -> Path:
     """Write a STATION.toml for tests in `folder` and return its path."""
     path = folder / "STATION.toml"
     path.write_text(
-        f'[station]\ntopic = "{topic}"\n[model]\npackage = "{package}"\n[http]\nport = {http_port}\n'
+        f'[station]\ntopic = "{topic}"\nstore = "{store}"\n[model]\npackage = "{package}"\n[http]\nport = {http_port}\n'
         f"[mqtt]\nport = {broker_port}\nbackoff_max_s = 1.0\n{more}"
     )
     return path
@@ -312,8 +357,8 @@ def make_station(tmp_path: Path, spot_package: Path) -> Iterator[MakeStation]:
     """
     stations: list[Station] = []
 
-    def make(broker_port: int, *, more: str = "[evidence]\nmin_free_mib = 0\n", topic: str = TOPIC) -> Station:
-        path = station_toml(tmp_path, spot_package, broker_port=broker_port, topic=topic, more=more)
+    def make(broker_port: int, *, more: str = "[evidence]\nmin_free_mib = 0\n", **settings: Any) -> Station:
+        path = station_toml(tmp_path, spot_package, broker_port=broker_port, more=more, **settings)
         station = Station(load_station(path))
         station.start()
         stations.append(station)

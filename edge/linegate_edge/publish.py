@@ -28,7 +28,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from linegate.errors import SettingsError
+from linegate.errors import SettingsError, StoreError
 from linegate_edge.live import Live
 from linegate_edge.message import SCHEMA_VERSION, StateMessage, topics, utc_now, with_published
 from linegate_edge.metrics import Metrics
@@ -139,26 +139,26 @@ class _Loop(threading.Thread):
         return self._abandoned.is_set() or self._p._stopping.is_set()
 
     def run(self) -> None:
-        reader = StoreReader(self._p._store_path)
         failures = 0
         try:
             while not self._ending:
-                connection = _Connection(self, reader)
                 try:
-                    connection.open()
-                    failures = 0
-                    connection.serve()
-                except (_DisconnectedError, OSError, ValueError) as error:
+                    with contextlib.closing(StoreReader(self._p._store_path)) as reader:
+                        connection = _Connection(self, reader)
+                        try:
+                            connection.open()
+                            failures = 0
+                            connection.serve()
+                        finally:
+                            connection.close()
+                except (_DisconnectedError, StoreError, OSError, ValueError) as error:
                     self._report(str(error) or type(error).__name__)
-                finally:
-                    connection.close()
                 if not self._ending:
                     # Full jitter (Brooker, "Exponential Backoff and Jitter", 2015): stations do not come back in step.
                     limit = min(self._p._settings.backoff_max_s, _BACKOFF_FIRST_S * 2**failures)
                     failures = min(failures + 1, 16)
                     self._rest(random.uniform(0.1, limit))
         finally:
-            reader.close()
             self._wake_reader.close()
             self._wake_writer.close()
 

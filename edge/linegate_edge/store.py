@@ -175,46 +175,54 @@ class Store:
 
 
 class StoreReader:
-    """A read-only look at a store, for one thread."""
+    """A read-only look at a store, for one thread.
+
+    Raises:
+        StoreError: the store cannot be opened or read; so does each of its methods.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._db.set_busy_timeout(5_000)
+        self._path = path
+        try:
+            self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+            self._db.set_busy_timeout(5_000)
+        except apsw.Error as error:
+            raise StoreError(f"{path}: the store cannot be opened: {error}") from error
 
     def outbox_after(self, sequence: int, limit: int) -> list[tuple[int, str]]:
         """Return sequence and message JSON of up to `limit` outbox rows after `sequence`, in order."""
-        rows = self._db.execute(
+        return self._rows(
             "SELECT o.sequence, v.message FROM outbox o JOIN verdict v USING (sequence) "
             "WHERE o.sequence > ? ORDER BY o.sequence LIMIT ?",
-            (sequence, limit),
+            sequence,
+            limit,
         )
-        return list(rows)
 
     def outbox_count(self) -> int:
         """Return how many verdicts wait for the broker."""
-        return int(_one(self._db, "SELECT count(*) FROM outbox")[0])
+        return int(self._rows("SELECT count(*) FROM outbox")[0][0])
 
     def verdict_count(self) -> int:
         """Return how many verdicts the store holds."""
-        return int(_one(self._db, "SELECT count(*) FROM verdict")[0])
+        return int(self._rows("SELECT count(*) FROM verdict")[0][0])
 
     def knows_origin(self, origin: str) -> bool:
         """Say whether a picture of this origin has its verdict already."""
-        return self._db.execute("SELECT 1 FROM verdict WHERE origin = ?", (origin,)).fetchone() is not None
+        return bool(self._rows("SELECT 1 FROM verdict WHERE origin = ?", origin))
 
     def verdict(self, verdict_id: str) -> dict[str, Any] | None:
         """Return the message of a verdict, or None."""
-        row = self._db.execute("SELECT message FROM verdict WHERE verdict_id = ?", (verdict_id,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._rows("SELECT message FROM verdict WHERE verdict_id = ?", verdict_id)
+        return json.loads(rows[0][0]) if rows else None
 
     def evidence(self, name: str) -> str | None:
         """Return the media type of an evidence file, or None where the store does not know it."""
-        row = self._db.execute("SELECT media_type FROM evidence WHERE name = ? LIMIT 1", (name,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._rows("SELECT media_type FROM evidence WHERE name = ? LIMIT 1", name)
+        return str(rows[0][0]) if rows else None
 
     def evidence_size_bytes(self) -> int:
         """Return the size of all evidence that the store knows."""
-        return int(_one(self._db, "SELECT coalesce(sum(size_bytes), 0) FROM evidence")[0])
+        return int(self._rows("SELECT coalesce(sum(size_bytes), 0) FROM evidence")[0][0])
 
     def oldest_evidence(self, *, passed: bool, limit: int) -> list[StoredEvidence]:
         """Return the oldest evidence rows of parts that passed, or of those that did not.
@@ -222,19 +230,27 @@ class StoreReader:
         A picture that a part which did not pass shares with one that passed (the same bytes) is none of the latter.
         """
         where = (
-            "e.decision = 'pass' AND NOT EXISTS (SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
+            "e.decision = 'pass' AND NOT EXISTS "
+            "(SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
             if passed
             else "e.decision <> 'pass'"
         )
-        rows = self._db.execute(
-            f"SELECT e.sequence, e.name, e.size_bytes, e.stored_at FROM evidence e WHERE {where} ORDER BY e.sequence LIMIT ?",
-            (limit,),
+        rows = self._rows(
+            f"SELECT e.sequence, e.name, e.size_bytes, e.stored_at FROM evidence e WHERE {where} "
+            "ORDER BY e.sequence LIMIT ?",
+            limit,
         )
         return [StoredEvidence(*row) for row in rows]
 
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
+
+    def _rows(self, query: str, *values: int | str) -> list[Any]:
+        try:
+            return list(self._db.execute(query, values))
+        except apsw.Error as error:
+            raise StoreError(f"{self._path}: the store cannot be read: {error}") from error
 
 
 def _one(db: apsw.Connection, query: str) -> tuple[Any, ...]:

@@ -289,13 +289,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_linegate_error(request: Request, error: Exception) -> Response:
         return answer(503, str(error))
 
-    async def on_defect(request: Request, error: Exception) -> Response:
-        return answer(500, "the station made a mistake; its log says more")  # the server logs the traceback
-
     app.add_exception_handler(StarletteHTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(LinegateError, on_linegate_error)
-    app.add_exception_handler(Exception, on_defect)
 
 
 def _describe(detail: dict[str, Any]) -> str:

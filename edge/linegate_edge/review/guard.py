@@ -8,7 +8,8 @@ page on the web may send requests to it. So, on every request:
   name to loopback still sends its own name, and is refused (421).
 - A request that changes something must not come from another site's page: `Sec-Fetch-Site` is `same-origin` or `none`,
   and `Origin` is the address that was asked (403). Programs send neither header, and are served.
-- Every answer carries a Content-Security-Policy that loads nothing from elsewhere and runs no inline script or style.
+- Every answer carries a Content-Security-Policy that loads nothing from elsewhere and runs no inline script or style; that
+  of a request on which the station's own code breaks too, which is answered here with one line (500).
 
 It is plain ASGI, since a middleware that buffers would hold back the event stream.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import socket
 from collections.abc import Collection
 from typing import Final
@@ -25,6 +27,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+log = logging.getLogger("linegate.http")
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _UNREGISTRABLE: Final = (".localhost", ".local", ".internal")
 _SECURITY_HEADERS: Final = {
@@ -52,8 +55,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY_HEADERS.items():
                     headers[name] = value
@@ -61,10 +68,16 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))
-        if refusal is None:
-            await self._app(scope, receive, send_guarded)
-        else:
+        if refusal is not None:
             await _answer(send_guarded, *refusal)
+            return
+        try:
+            await self._app(scope, receive, send_guarded)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if started:
+                raise
+            await _answer(send_guarded, 500, "the station made a mistake; its log says more")
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")

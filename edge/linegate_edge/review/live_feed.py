@@ -7,7 +7,6 @@ a part, so that people who watch cost the line little; a picture always belongs 
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -22,14 +21,13 @@ from linegate_edge.review.answers import LiveState
 
 _KEPT_PARTS: Final = 4
 _KEPT_FRAME_BYTES: Final = 64 * 2**20
-_TROUBLE_EVERY_S: Final = 0.5
 _JPEG_QUALITY: Final = 85
 
 
 class LiveFeed:
     """The live side of a station for any number of pages.
 
-    `trouble` says in one line why the station is not able to work, or None.
+    `trouble` says in one line why the station is not able to work, or None; it is asked often, and must be quick.
     """
 
     def __init__(self, live: Live, trouble: Callable[[], str | None], map_threshold: float | None) -> None:
@@ -40,20 +38,16 @@ class LiveFeed:
         self._drawn: OrderedDict[int, bytes] = OrderedDict()
         self._state = ""
         self._state_mark: tuple[int, str | None] | None = None
-        self._last_trouble: str | None = None
-        self._trouble_at = -_TROUBLE_EVERY_S
 
     def state(self) -> str:
         """Return the present state as the JSON of a `LiveState`; the very same text while nothing changes."""
         with self._lock:
-            if time.monotonic() - self._trouble_at >= _TROUBLE_EVERY_S:
-                self._last_trouble, self._trouble_at = self._trouble(), time.monotonic()
-            mark = self._live.version, self._last_trouble
+            mark = self._live.version, self._trouble()
             if mark != self._state_mark:
-                self._state, self._state_mark = self._make_state(), mark
+                self._state, self._state_mark = self._make_state(mark[1]), mark
             return self._state
 
-    def _make_state(self) -> str:
+    def _make_state(self, trouble: str | None) -> str:
         last = self._live.last
         snapshot = self._live.snapshot()
         # The line may have gone on between the two; then the next state, a moment later, brings the picture.
@@ -62,7 +56,7 @@ class LiveFeed:
         if last is not None and same and isinstance(last[0].capture.item, Frame):
             self._announce(last[1].sequence, last[0])
             overlay_uri = f"/live/last.jpg?sequence={last[1].sequence}"
-        state = LiveState.model_validate(snapshot | {"overlay_uri": overlay_uri, "trouble": self._last_trouble})
+        state = LiveState.model_validate(snapshot | {"overlay_uri": overlay_uri, "trouble": trouble})
         return state.model_dump_json()
 
     def _announce(self, sequence: int, judged: Judged) -> None:

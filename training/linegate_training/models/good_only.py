@@ -158,7 +158,9 @@ class GoodOnlyNet(nn.Module):
         rows = (places - self.place_mean).permute(0, 2, 3, 1).reshape(-1, channels)
         z_local, _, squared_local = self.local(rows)
         # Half the gradient of the squared distance with respect to z: how hard each statistic pulls.
-        pull = self.whole.floor * z + (y * (self.whole.weights - self.whole.floor)) @ self.whole.axes.T
+        coordinates = y * (self.whole.weights - self.whole.floor)
+        # The axes stand on the left, or the exporter would store their transpose as a second copy.
+        pull = self.whole.floor * z + (self.whole.axes @ coordinates.T).T
         pull_mean = pull[:, cast(Tensor, self.mean_columns)] * self.share * (1.0 / self.whole.width)
         part = (z_local.reshape(-1, grid * grid, channels) * pull_mean[:, None]).sum(2)
         return squared.sqrt(), squared_local.sqrt().reshape(-1, grid, grid), part.reshape(-1, grid, grid)
@@ -168,9 +170,13 @@ class GoodOnlyNet(nn.Module):
         whole, local, part = self.distances(statistics, places)
         units = self.units
         score = _in(units.whole, whole) + self.local_weight * _in(units.peak, local_peak(local))
-        coarse = _in(units.local, local) + PART_WEIGHT * _in(units.part, part)
+        coarse = self.coarse_map(local, part)
         fine = functional.interpolate(coarse[:, None], scale_factor=float(MAP_SCALE), mode="bilinear")
         return score, fine[:, 0]
+
+    def coarse_map(self, local: Tensor, part: Tensor) -> Tensor:
+        """Return the map (B, g, g) of local distances and places' parts, in standard deviations of good cells."""
+        return _in(self.units.local, local) + PART_WEIGHT * _in(self.units.part, part)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return self.outputs(*self.features(pixels))
