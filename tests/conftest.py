@@ -23,10 +23,6 @@ import onnx
 import onnxruntime
 import paho.mqtt.client as mqtt
 import pytest
-from linegate.stages import Frame, Part, PixelFormat, Reason
-from linegate_edge.records import Capture, Recorded
-from linegate_edge.settings import load_station
-from linegate_edge.station import Station
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from paho.mqtt.packettypes import PacketTypes
@@ -49,6 +45,10 @@ from linegate.package import (
     Training,
     write_package,
 )
+from linegate.stages import Frame, Part, PixelFormat, Reason
+from linegate_edge.records import Capture, Recorded
+from linegate_edge.settings import load_station
+from linegate_edge.station import Station
 
 SIZE = 64
 TOPIC = "acme/graz/press/line-1/tiles"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from linegate.decide import Recipe, ViewRecipe, decide
 from linegate.stages import Decision, FrameFault, Prediction, Reason
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from conftest import MakeStation, Mes, Mosquitto, encode, free_port, spot_picture, station_toml, submit, wait_until
 from linegate_edge.store import DATABASE_FILE, StoreReader
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+
 from linegate.images import decode_image
 from linegate.stages import Decision, Frame, FrameFault, PixelFormat, Reason
 from linegate_edge.evidence import EvidenceFolder, Retention
@@ -45,7 +46,7 @@ def test_bytes_that_came_encoded_are_kept_as_they_came(tmp_path: Path) -> None:
         saved = evidence.save(item)
         assert saved is not None
         assert evidence.path_of(saved.name).read_bytes() == data
-    nothing = FrameFault(Reason.CAMERA_FAULT, "dark", "f", "c", "v", 1, NOW)
+    nothing = FrameFault(Reason.QUEUE_FULL, "no bytes", "f", "c", "v", 1, NOW)
     assert evidence.save(nothing) is None
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from conftest import BAD_PICTURES, COLOUR_PICTURE, GREY_PICTURE, encode
 from linegate.errors import ImageError
 from linegate.images import decode_image, encode_png, read_image
 from linegate.stages import PixelFormat, Reason
-from PIL import Image
+
 
 @pytest.mark.parametrize("name", BAD_PICTURES)
 def test_bad_picture_is_refused_in_one_line_with_its_reason(name: str) -> None:

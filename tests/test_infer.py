@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import SIZE, spot_picture
 from linegate.errors import ProviderError
 from linegate.infer import Inspector, available_providers, find_regions
+from linegate.overlay import draw_overlay
 from linegate.package import ModelPackage
 from linegate.stages import Decision, Frame, PixelFormat
-from linegate.overlay import draw_overlay
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import BAD_PICTURES, MakeStation, Mes, Mosquitto, free_port, spot_picture, submit, wait_until
 from linegate.errors import StationError
 from linegate.infer import Inspector

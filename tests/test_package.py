@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from conftest import spot_model, write_spot_package
 from linegate.errors import PackageError, ParityError
 from linegate.infer import Inspector

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from conftest import TOPIC, MakeStation, Mes, Mosquitto, free_port, require, submit, wait_until
 from linegate.errors import SettingsError
 from linegate_edge.message import StateMessage, VerdictMessage

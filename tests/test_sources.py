@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+
 from conftest import MakeStation, Mosquitto, encode, free_port, spot_picture, wait_until
 from linegate.errors import LinegateError
 from linegate_edge.station import Station

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from linegate.errors import SettingsError
 from linegate_edge.settings import StationSettings, load_station
 

@@ -10,6 +10,7 @@ import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from linegate.errors import StoreError
 from linegate_edge.records import Evidence
 from linegate_edge.store import DATABASE_FILE, NewVerdict, Store, StoreReader

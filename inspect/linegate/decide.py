@@ -52,8 +52,8 @@ def decide(judged: Sequence[Prediction | FrameFault], recipe: Recipe) -> Verdict
     approved for it.
 
     >>> from linegate.stages import *; from datetime import datetime, UTC
-    >>> dark = FrameFault(Reason.CAMERA_FAULT, "no signal", "f1", "cam", "top", 1, datetime(2026, 1, 1, tzinfo=UTC))
-    >>> decide([dark], Recipe("default", {"top": ViewRecipe(1.0)})).decision
+    >>> torn = FrameFault(Reason.IMAGE_TRUNCATED, "torn", "f1", "cam", "top", 1, datetime(2026, 1, 1, tzinfo=UTC))
+    >>> decide([torn], Recipe("default", {"top": ViewRecipe(1.0)})).decision
     <Decision.UNDECIDED: 'undecided'>
     """
     views = [_decide_view(item, recipe) for item in judged]

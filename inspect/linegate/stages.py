@@ -49,10 +49,8 @@ class Reason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     NO_VIEW = "no_view"
     QUEUE_FULL = "queue_full"
-    CAMERA_FAULT = "camera_fault"
     MODEL_FAULT = "model_fault"
     SCORE_NOT_FINITE = "score_not_finite"
-    EVIDENCE_NOT_STORED = "evidence_not_stored"
 
 
 @dataclass(frozen=True, slots=True)

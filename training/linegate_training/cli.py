@@ -156,7 +156,8 @@ def _report(folder: Path, name: str) -> int:
         print(f"{folder}: {problem}", file=sys.stderr)
     if problems:
         return 1
-    checked = f"{len(known.expected.digests)} digests" if known.expected.digests else "counts of files only, no digests known"
+    proved = known.expected.digests or known.expected.trees
+    checked = "counts and SHA-256 of files" if proved else "counts of files only: no digests are known"
     print(f"{folder}: whole ({checked})")
     return 0
 

@@ -22,11 +22,15 @@ from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate.stages import Frame
 from linegate_training import metrics
-from linegate_training.data.parts import PartSet, Sample, label_regions, read_mask, read_part
+from linegate_training.data.parts import PartSet, Sample, check_masks, check_sizes, label_regions, read_mask, read_part
 
 
-def evaluate(package: ModelPackage, parts: PartSet, provider: str = "auto", threads: int = 1) -> dict[str, Any]:
+def evaluate(
+    package: ModelPackage, parts: PartSet, provider: str = "auto", threads: int = 1, checked: bool = False
+) -> dict[str, Any]:
     """Return the metrics of `package` on the test parts of `parts`; undefined ones are None.
+
+    `checked` says that sizes and masks have been looked at already.
 
     Raises:
         DataError: there are no test parts, or an image or mask is wrong.
@@ -34,6 +38,9 @@ def evaluate(package: ModelPackage, parts: PartSet, provider: str = "auto", thre
     samples = parts.tests()
     if not samples:
         raise DataError(f"{parts.name}: no test images: put parts to measure on in test/good and test/<defect class>")
+    if not checked:
+        check_sizes(samples, parts.name)
+        check_masks(samples, parts.name)
     inspector = Inspector(package, provider, threads)
     scores = np.empty(len(samples))
     durations = np.empty(len(samples))

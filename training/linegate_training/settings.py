@@ -21,9 +21,9 @@ class TrainSettings(Settings):
     size_px: int = Field(default=256, ge=128, le=1024)
     false_reject_rate: float = Field(default=0.01, gt=0, le=0.5)
     calibration_share: float = Field(default=0.2, gt=0, lt=1)
-    cross_fit_below: int = Field(default=100, ge=0)
+    cross_fit_below: int = Field(default=2000, ge=0)
     """Under this many good images all of them are fitted and all calibrate, by cross-fitting."""
-    cross_fit_folds: int = Field(default=5, ge=2, le=20)
+    cross_fit_folds: int = Field(default=10, ge=2, le=20)
     global_rank: int = Field(default=256, ge=1, le=1024)
     local_rank: int = Field(default=128, ge=1, le=512)
     local_weight: float = Field(default=0.25, ge=0, le=10)

@@ -43,6 +43,7 @@ from linegate_training.card import write_card
 from linegate_training.data.parts import (
     PartSet,
     Sample,
+    check_masks,
     check_sizes,
     digest_of,
     prepare_pixels,
@@ -96,7 +97,8 @@ def train(parts: PartSet, out: Path, name: str, version: str, settings: TrainSet
     goods = parts.goods()
     if len(goods) < MIN_GOODS:
         raise DataError(f"{parts.name}: {len(goods)} good images, at least {MIN_GOODS} are needed (better 100): add more")
-    check_sizes([sample for sample in parts.samples], parts.name)
+    check_sizes(parts.samples, parts.name)
+    check_masks(parts.tests(), parts.name)
     digests = {sample.name: sha256_of(sample.path) for sample in parts.samples}
     split = split_goods(
         [digests[sample.name] for sample in goods],
@@ -131,7 +133,7 @@ def train(parts: PartSet, out: Path, name: str, version: str, settings: TrainSet
     if parts.tests():
         # Through the line's own path, from the package as it lies on the disk.
         say("measuring on the test parts")
-        metrics = {**manifest.metrics, "test": evaluate(package, parts)}
+        metrics = {**manifest.metrics, "test": evaluate(package, parts, checked=True)}
         manifest = manifest.model_copy(update={"metrics": metrics})
         card = write_card(manifest, parts, command, sum(map(len, files.values())))
         package = write_package(out, manifest, {**files, CARD_FILE: card.encode()})

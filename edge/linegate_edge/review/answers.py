@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from linegate.stages import Decision, Reason
 from pydantic import BaseModel, ConfigDict, Field
 
+from linegate.stages import Decision, Reason
 from linegate_edge.message import VerdictMessage
 
 Share = Annotated[float, Field(ge=0, le=1)]

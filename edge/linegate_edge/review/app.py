@@ -22,11 +22,11 @@ from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from linegate import __version__
-from linegate.errors import LinegateError
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from linegate import __version__
+from linegate.errors import LinegateError
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.line import Line
 from linegate_edge.live import Live
@@ -130,6 +130,8 @@ def _add_frames(app: FastAPI, intake: FrameIntake, max_upload_bytes: int) -> Non
         may or may not have been taken; the text says which.
         """
         response.status_code, answer = await intake.take(request, query, idempotency_key)
+        if response.status_code == 413:
+            response.headers["Connection"] = "close"  # or the server would read the rest of it, however long
         return answer
 
 

@@ -22,12 +22,12 @@ from uuid import uuid4
 import anyio
 import anyio.to_thread
 from fastapi import HTTPException, Request
-from linegate.errors import StationError
-from linegate.settings import describe
-from linegate.stages import FrameFault, Part, Reason
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
+from linegate.errors import StationError
+from linegate.settings import describe
+from linegate.stages import FrameFault, Part, Reason
 from linegate_edge.line import Line
 from linegate_edge.message import utc_now
 from linegate_edge.records import Capture, Recorded

@@ -14,7 +14,6 @@ from typing import Final
 from linegate.images import encode_jpeg
 from linegate.overlay import draw_overlay
 from linegate.stages import Frame, PixelFormat
-
 from linegate_edge.live import Live
 from linegate_edge.records import Judged
 from linegate_edge.review.answers import LiveState

@@ -16,6 +16,7 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
+
 from linegate.errors import StationError
 
 log = logging.getLogger("linegate.http")

@@ -22,7 +22,7 @@ from linegate.errors import DataError
 from linegate_training.data.folder import read_folder
 from linegate_training.data.layouts import read_elpv, read_folds
 from linegate_training.data.manifest import DownloadSource, KnownSet, PypiSource, known_set
-from linegate_training.data.parts import PartSet, sha256_of
+from linegate_training.data.parts import PartSet, digest_of, sha256_of
 
 ROOT_VARIABLE = "LINEGATE_DATA"
 TIMEOUT_S = 30.0
@@ -115,6 +115,10 @@ def check(folder: Path, known: KnownSet) -> list[str]:
         found = sum(path.is_file() for path in folder.glob(pattern))
         if found != count:
             problems.append(f"{pattern}: {count} files expected, {found} found")
+    for pattern, digest in known.expected.trees.items():
+        files = [path for path in folder.glob(pattern) if path.is_file()]
+        if digest_of((path.relative_to(folder).as_posix(), sha256_of(path)) for path in files) != digest:
+            problems.append(f"{pattern}: one of {len(files)} files is not the publisher's")
     for name, digest in known.expected.digests.items():
         path = folder / name
         if not path.is_file():

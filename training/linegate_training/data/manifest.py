@@ -43,9 +43,10 @@ class DownloadSource(Settings):
 
 
 class ExpectedFiles(Settings):
-    """What a whole copy holds: counts by glob pattern, and digests of single files."""
+    """What a whole copy holds: counts by glob pattern, one digest over all files of a pattern, and of single files."""
 
     counts: dict[str, int]
+    trees: dict[str, Sha256] = {}
     digests: dict[str, Sha256] = {}
 
 

@@ -98,7 +98,7 @@ def read_mask(sample: Sample, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the defect pixels (H, W) of a sample with a mask.
 
     Raises:
-        DataError: the mask cannot be read, is of another size than its image, or marks nothing.
+        DataError: the mask cannot be read, or is of another size than its image.
     """
     assert sample.mask is not None
     try:
@@ -112,9 +112,27 @@ def read_mask(sample: Sample, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
     if mask.shape != (size_wh[1], size_wh[0]):
         sizes = f"is {mask.shape[1]} × {mask.shape[0]}, its image {size_wh[0]} × {size_wh[1]}"
         raise DataError(f"{sample.mask}: the mask {sizes}: draw it on this image, at its size")
-    if not mask.any():
-        raise DataError(f"{sample.mask}: the mask of a defective part marks no pixel: draw the defect, or move the image")
     return mask
+
+
+def check_masks(samples: Sequence[Sample], name: str) -> None:
+    """Read every mask once, before anything is computed, and say how many mark nothing.
+
+    A defective part whose mask is empty still counts as defective; its pixels count as good.
+
+    Raises:
+        DataError: as `read_mask`.
+    """
+    masked = [sample for sample in samples if sample.mask is not None]
+    empty = []
+    for sample in masked:
+        with PillowImage.open(sample.path) as picture:
+            size_wh = picture.size
+        if not read_mask(sample, size_wh).any():
+            empty.append(sample)
+    if empty:
+        said = f"{len(empty)} of {len(masked)} masks mark no pixel, the first {empty[0].mask}"
+        print(f"note: {name}: {said}; those parts count as defective, their pixels as good", file=sys.stderr)
 
 
 def label_regions(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -1,0 +1,88 @@
+"""What the code has and the docs lack fails the build."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from linegate import errors
+from linegate.stages import Reason
+from linegate_edge.message import StateMessage, VerdictMessage, topics
+from linegate_edge.metrics import Metrics
+from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
+
+ROOT = Path(__file__).parents[1]
+EDGE = (ROOT / "edge" / "README.md").read_text(encoding="utf-8")
+
+
+def leaf_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted names of all fields, `[]` for those in a list."""
+    names = []
+    for name, field in model.model_fields.items():
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [item for item in inner if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not models:
+            names.append(prefix + name)
+        for item in models:
+            names += leaf_fields(item, f"{prefix}{name}{'[]' if item is not field.annotation else ''}.")
+    return names
+
+
+@pytest.mark.parametrize("name", leaf_fields(VerdictMessage) + leaf_fields(StateMessage))
+def test_every_field_of_a_message_is_documented(name: str) -> None:
+    assert f"`{name}`" in EDGE
+
+
+def setting_keys() -> list[str]:
+    keys = [f"[[source]] {key}" for source in (FolderSource, OpenCVSource) for key in source.model_fields]
+    for section, field in StationSettings.model_fields.items():
+        if section != "source":
+            model: Any = field.annotation
+            keys += [f"[{section}] {key}" for key in model.model_fields]
+    return keys
+
+
+@pytest.mark.parametrize("key", setting_keys())
+def test_every_setting_is_documented(key: str) -> None:
+    assert f"`{key}`" in EDGE
+
+
+def test_no_setting_is_documented_that_is_not_there() -> None:
+    documented = set(re.findall(r"^\| `(\[+\w+\]+ \w+)`", EDGE, re.MULTILINE))
+    assert documented == set(setting_keys())
+
+
+@pytest.mark.parametrize("family", sorted(family.name for family in Metrics().registry.collect()))
+def test_every_metric_is_documented(family: str) -> None:
+    assert re.search(rf"`{family}(_total)?[`{{]", EDGE)
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason])
+def test_every_reason_is_documented(reason: Reason) -> None:
+    assert f"`{reason}`" in EDGE
+
+
+@pytest.mark.parametrize("topic", topics("{topic}").values())
+def test_every_topic_is_documented(topic: str) -> None:
+    assert f"`{topic}`" in EDGE
+
+
+def test_the_error_tree_is_drawn_whole() -> None:
+    drawn = set(re.findall(r"\b([A-Z]\w+Error)\b", str(errors.__doc__)))
+    there = {name for name, item in vars(errors).items() if isinstance(item, type) and issubclass(item, Exception)}
+    assert drawn == there
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*/README.md")) + sorted(ROOT.glob("*.md")), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_room_has_a_readme() -> None:
+    for room in ("inspect", "training", "models", "edge", "tests"):
+        assert (ROOT / room / "README.md").is_file()
