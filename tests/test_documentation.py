@@ -61,7 +61,7 @@ def test_every_metric_is_documented(family: str) -> None:
     assert re.search(rf"`{family}(_total)?[`{{]", EDGE)
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason])
+@pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_is_documented(reason: Reason) -> None:
     assert f"`{reason}`" in EDGE
 
@@ -77,7 +77,10 @@ def test_the_error_tree_is_drawn_whole() -> None:
     assert drawn == there
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*/README.md")) + sorted(ROOT.glob("*.md")), ids=lambda page: str(page.relative_to(ROOT)))
+PAGES = sorted(path for path in ROOT.glob("**/*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"

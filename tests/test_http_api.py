@@ -322,7 +322,9 @@ def test_upload_far_over_the_limit_is_not_read_to_its_end(client: httpx.Client, 
 
 
 def _form(*fields: tuple[str, bytes], end: bytes = b"--line--\r\n") -> bytes:
-    body = b"".join(b"--line\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + value + b"\r\n" for head, value in fields)
+    body = b"".join(
+        b"--line\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + value + b"\r\n" for head, value in fields
+    )
     return body + end
 
 
@@ -671,7 +673,9 @@ def test_stop_does_not_wait_for_a_verdict_that_cannot_come(idle: Station, tmp_pa
         assert "not stored yet" in error_of(waiting.result())
 
 
-def test_station_that_stops_takes_no_frame(station: Station, tmp_path: Path) -> None:
+def test_station_that_stops_takes_no_frame(tmp_path: Path, spot_package: Path) -> None:
+    station = Station(settings_of(tmp_path, spot_package))
+    station.start()
     with serve(station, tmp_path) as (client, _):
         station.stop()
         response = post(client)
@@ -697,7 +701,7 @@ def test_port_in_use_is_one_clear_line() -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.7", "x" * 70 + ".invalid"])
 def test_host_that_is_not_ours_is_one_clear_line(host: str) -> None:
-    with pytest.raises(StationError, match="is no address of this machine: use 127.0.0.1"):
+    with pytest.raises(StationError, match=r"is no address of this machine: use 127\.0\.0\.1"):
         HttpServer(_empty_app(), host, 0)
 
 

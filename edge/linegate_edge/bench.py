@@ -7,15 +7,17 @@ in rounds, so that a noisy machine is unfair to both; the ratio is the median ov
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from linegate.errors import SettingsError
+from linegate.errors import SettingsError, StationError
 from linegate.images import IMAGE_SUFFIXES, read_image
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
@@ -70,8 +72,7 @@ def run_bench_line(model: Path, *, parts: int, workers: int, fail_share: float, 
     prepared = [inspector.prepare(picture.image, picture.pixel_format)[0] for picture in pictures]
     threshold = _threshold_for([inspector.run(pixels)[0] for pixels in prepared], fail_share)
     parts_per_round = max(workers, parts // _ROUNDS)
-    with tempfile.TemporaryDirectory(prefix="linegate-bench-") as folder, embedded_broker() as broker_port:
-        listener = _listen(broker_port)
+    with tempfile.TemporaryDirectory(prefix="linegate-bench-") as folder, embedded_broker() as broker_port, _listener(broker_port):
         station = Station(
             StationSettings(
                 station=StationSection(topic=_TOPIC, store=Path(folder)),
@@ -94,8 +95,6 @@ def run_bench_line(model: Path, *, parts: int, workers: int, fail_share: float, 
             result = _result(bare, chain, recorded, station)
         finally:
             station.stop()
-            listener.disconnect()
-            listener.loop_stop()
     package = inspector.package.manifest
     result |= {"package": package.name, "size_wh": list(package.input.size_wh), "workers": workers, "parts": len(recorded)}
     if not as_json:
@@ -139,7 +138,7 @@ def _run_chain(station: Station, pictures: Sequence[_Picture], count: int) -> tu
     deadline = time.perf_counter() + _ACK_PATIENCE_S
     while station.live.published_count - published_before < count:
         if time.perf_counter() > deadline:
-            raise SettingsError(f"the broker did not acknowledge all verdicts within {_ACK_PATIENCE_S:g} s")
+            raise StationError(f"the broker did not acknowledge all verdicts within {_ACK_PATIENCE_S:g} s")
         time.sleep(0.001)
     return time.perf_counter() - started, recorded
 
@@ -193,16 +192,31 @@ def _threshold_for(scores: list[float], fail_share: float) -> float:
     return ranked[failing - 1]
 
 
-def _listen(port: int) -> mqtt.Client:
-    """Return a client that hears the verdicts: without a subscriber no broker acknowledges them as success."""
-    ready = threading.Event()
+@contextlib.contextmanager
+def _listener(port: int) -> Iterator[None]:
+    """Hear the verdicts, for without a subscriber no broker acknowledges them as success.
+
+    It is a process of its own: the station's threads do not share Python's lock with an MES either.
+    """
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_listen, args=(port, ready), daemon=True)
+    process.start()
+    try:
+        if not ready.wait(30):
+            raise StationError("the benchmark's subscriber did not reach the broker within 30 s")
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _listen(port: int, ready: Any) -> None:
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     client.on_connect = lambda client, *_: client.subscribe(f"{_TOPIC}/#", qos=0)
     client.on_subscribe = lambda *_: ready.set()
     client.connect("127.0.0.1", port)
-    client.loop_start()
-    ready.wait(10)
-    return client
+    client.loop_forever()
 
 
 def _print_table(result: dict[str, Any]) -> None:

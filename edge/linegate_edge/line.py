@@ -84,6 +84,7 @@ class Line:
         )
         self._workers = [threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(workers)]
         self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
+        metrics.queue_frames.set_function(self._jobs.qsize)
 
     def start(self) -> None:
         """Start the workers and the writer."""
@@ -111,7 +112,6 @@ class Line:
                     continue
                 fault = _as_fault(capture.item, Reason.QUEUE_FULL, f"{self._jobs.maxsize} frames were waiting already")
                 self._judged.put((job, self._conclude(job, None, fault, {})))
-            self._metrics.queue_frames.set(self._jobs.qsize())
             return job.done
         raise StationError("the station is stopping and takes no more parts")
 
@@ -154,7 +154,6 @@ class Line:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._metrics.queue_frames.set(self._jobs.qsize())
             item, waited = job.capture.item, {"queue": (time.perf_counter() - job.submitted) * 1e3}
             prediction: Prediction | None = None
             fault = item if isinstance(item, FrameFault) else None

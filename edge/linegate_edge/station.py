@@ -102,6 +102,8 @@ class Station:
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
             )
+            self.metrics.outbox_pending.set_function(self.outbox_pending)
+            self.metrics.disk_free_bytes.set_function(self._evidence.free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
             self._package = package
             undo.pop_all()
@@ -193,10 +195,7 @@ class Station:
     def outbox_pending(self) -> int:
         """Return how many verdicts the broker has not acknowledged yet."""
         with self._reader_lock:
-            count = self._reader.outbox_count()
-        self.metrics.outbox_pending.set(count)
-        self.metrics.disk_free_bytes.set(self._evidence.free_bytes())
-        return count
+            return self._reader.outbox_count()
 
     def _knows_origin(self, origin: str) -> bool:
         with self._reader_lock:

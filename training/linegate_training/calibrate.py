@@ -5,7 +5,9 @@ of parts does not carry is said, not hidden.
 
 With n exchangeable held-out scores the k-th smallest, k = ⌈(n + 1)(1 − α)⌉, is exceeded by the next good part with
 probability at most α (split conformal prediction: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World",
-2005). Where k > n no order statistic can promise α; then the tail is assumed normal and the threshold is Student's
+2005). Where the scores come from cross-fitting (every part scored by a model that has not seen it, the final model fitted
+to all) the same rule is the cross-conformal one (Vovk, "Cross-conformal predictors", 2015): the rounds' models know fewer
+parts than the final one, which makes the threshold, if anything, too high. Where k > n no order statistic can promise α; then the tail is assumed normal and the threshold is Student's
 prediction bound, mean + t(1 − α; n − 1) s √(1 + 1/n), but never under the largest score seen.
 """
 
@@ -27,7 +29,8 @@ Floats = NDArray[np.float64]
 class Threshold:
     """A threshold, and how much is known about the rate of good parts at or above it.
 
-    `rate_interval` holds 95 % of what the true rate may be given these parts; None under the normal assumption.
+    `rate_interval` holds 95 % of what the true rate may be given these parts, exact for a hold-out and about right for
+    cross-fitting; None under the normal assumption.
     """
 
     value: float

@@ -120,9 +120,7 @@ def _whole_frame(
     return frame
 
 
-def _pixel_metrics(
-    samples: Sequence[Sample], maps: Sequence[NDArray[np.float32]]
-) -> tuple[float | None, float | None]:
+def _pixel_metrics(samples: Sequence[Sample], maps: Sequence[NDArray[np.float32]]) -> tuple[float | None, float | None]:
     """Return pixel AUROC and AUPRO over all pixels of all test parts, maps drawn up to the images' size."""
     curve = metrics.PixelCurve(min(float(one.min()) for one in maps), max(float(one.max()) for one in maps))
     pairs = zip(samples, maps, strict=True)

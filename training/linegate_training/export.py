@@ -143,4 +143,4 @@ def _made_up_frame(random: np.random.Generator, size_px: int, index: int) -> NDA
         grey += random.choice([-80, 80]) * np.exp(-((x - centre_x) ** 2 + (y - centre_y) ** 2) / radius**2)
     tint = random.uniform(0.8, 1.2, 3) if index % 2 else np.ones(3)
     # Multiples of 8 keep the file small; the network does not mind.
-    return (np.clip(grey[..., np.newaxis] * tint, 0, 255).astype(np.uint8) & 0xF8)
+    return np.clip(grey[..., np.newaxis] * tint, 0, 255).astype(np.uint8) & 0xF8

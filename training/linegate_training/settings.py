@@ -22,7 +22,7 @@ class TrainSettings(Settings):
     false_reject_rate: float = Field(default=0.01, gt=0, le=0.5)
     calibration_share: float = Field(default=0.2, gt=0, lt=1)
     cross_fit_below: int = Field(default=2000, ge=0)
-    """Under this many good images all of them are fitted and all calibrate, by cross-fitting."""
+    """Under this many good images all of them are fitted and all calibrate, by cross-fitting; from there on a hold-out."""
     cross_fit_folds: int = Field(default=10, ge=2, le=20)
     global_rank: int = Field(default=256, ge=1, le=1024)
     local_rank: int = Field(default=128, ge=1, le=512)

@@ -176,9 +176,7 @@ def fit(
         everything = tuple(range(len(features.statistics)))
         net = _net(feature_net, fit_head(*features.of(everything), settings), settings)
     peaks = local_peak(torch.from_numpy(all_local)).numpy()
-    net.units = Units(
-        Unit.of_scores(all_whole), Unit.of_scores(peaks), Unit.of_cells(all_local), Unit.of_cells(all_part)
-    )
+    net.units = Units(Unit.of_scores(all_whole), Unit.of_scores(peaks), Unit.of_cells(all_local), Unit.of_cells(all_part))
     units = net.units
     scores = (all_whole - units.whole.centre) / units.whole.spread
     scores = scores + settings.local_weight * (peaks - units.peak.centre) / units.peak.spread
@@ -209,11 +207,10 @@ def _distances(
 
 def promise(threshold: Threshold, false_reject_rate: float) -> str:
     """Say in one line what the threshold promises, and what it cannot."""
-    rate = f"{false_reject_rate:.3g}".rstrip("0").rstrip(".")
-    head = f"threshold {threshold.value:.3f} for a false-reject rate of {float(rate) * 100:g} %"
+    head = f"threshold {threshold.value:.3f} for a false-reject rate of {false_reject_rate * 100:.3g} %"
     if threshold.rate_interval is not None:
         low, high = threshold.rate_interval
-        return f"{head}, from {threshold.parts} unseen good parts (95 %: between {low:.2%} and {high:.2%})"
+        return f"{head}, from {threshold.parts} good parts, each unseen by its scorer (95 %: {low:.2%} to {high:.2%})"
     return (
         f"{head}: {threshold.parts} good parts are too few to promise it ({threshold.parts_needed} are needed), "
         "so the tail is assumed normal; add good parts"
@@ -232,7 +229,7 @@ def describe(
         "guaranteed": score.guaranteed,
         "score": asdict(score),
         "map": asdict(anomaly_map),
-        "parts": "held-out good parts",
+        "parts": split.words,
     }
     subsets = {"train": 0, "calibration": 0}
     for index in range(len(parts.goods())):

@@ -48,6 +48,7 @@ _ASSETS: Final = {
     "live.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
 _DESCRIPTION: Final = """\
@@ -77,14 +78,10 @@ def create_app(
     `app.state.stopping` ends the event streams and turns new frames away.
     """
     stopping = threading.Event()
-    intake = FrameIntake(
-        line, live.boot_id, stopping, max_pixels=max_pixels, max_upload_bytes=max_upload_bytes, wait_s=wait_s
-    )
+    intake = FrameIntake(line, live.boot_id, stopping, max_pixels=max_pixels, max_upload_bytes=max_upload_bytes, wait_s=wait_s)
     feed = LiveFeed(live, ready, map_threshold)
 
-    app = FastAPI(
-        title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.stopping = stopping
     app.add_middleware(Guard, host_names=host_names)
     _add_error_handlers(app)
@@ -96,8 +93,12 @@ def create_app(
     return app
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _errors(*statuses: int) -> Responses:
     return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+def _file(media_type: str) -> Responses:
+    return {200: {"content": {media_type: _BINARY}}}
 
 
 def _add_frames(app: FastAPI, intake: FrameIntake, max_upload_bytes: int) -> None:
@@ -105,7 +106,7 @@ def _add_frames(app: FastAPI, intake: FrameIntake, max_upload_bytes: int) -> Non
     form = {"type": "object", "required": ["image"], "properties": {"image": _BINARY["schema"]} | form_fields}
     body = {
         "required": True,
-        "description": f"The picture, at most {max_upload_bytes:,} bytes: 8-bit grey or RGB as PNG, JPEG, BMP, TIFF, WebP, PNM.",
+        "description": f"The picture, 8-bit grey or RGB (PNG, JPEG, BMP, TIFF, WebP, PNM); at most {max_upload_bytes:,} bytes",
         "content": {"multipart/form-data": {"schema": form}, "image/*": _BINARY, "application/octet-stream": _BINARY},
     }
 
@@ -159,7 +160,7 @@ def _add_live(app: FastAPI, feed: LiveFeed, stopping: threading.Event) -> None:
         "/live/last.jpg",
         tags=["live"],
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": _BINARY}}} | _errors(404, 422),
+        responses=_file("image/jpeg") | _errors(404, 422),
         summary="The last part's picture",
     )
     def get_overlay(sequence: Annotated[int | None, Query(ge=1)] = None) -> Response:
@@ -188,7 +189,7 @@ def _add_records(app: FastAPI, store_path: Path, evidence: EvidenceFolder) -> No
         "/evidence/{name}",
         tags=["records"],
         response_class=Response,
-        responses={200: {"content": {"*/*": _BINARY}}} | _errors(404),
+        responses=_file("*/*") | _errors(404),
         summary="The picture of a part",
     )
     def get_evidence(name: str) -> Response:
@@ -226,7 +227,7 @@ def _add_health(app: FastAPI, line: Line, metrics: Metrics, ready: Callable[[], 
         """Return all metrics in Prometheus' text format."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
-    health = {503: {"model": HealthAnswer}}
+    health: Responses = {503: {"model": HealthAnswer}}
 
     @app.get("/healthz", tags=["health"], responses=health, summary="Is it alive?")
     def get_health(response: Response) -> HealthAnswer:

@@ -112,9 +112,7 @@ class FrameIntake:
         if self._stopping.is_set():
             raise HTTPException(503, "the station is stopping, and the frame was not taken: send it again later")
 
-    async def _judge(
-        self, upload: Upload, fields: FrameFields, idempotency_key: str | None, captured_at: datetime
-    ) -> Recorded:
+    async def _judge(self, upload: Upload, fields: FrameFields, idempotency_key: str | None, captured_at: datetime) -> Recorded:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_s
         withdrawn = threading.Event()
@@ -159,9 +157,7 @@ class FrameIntake:
         except StationError as error:
             raise HTTPException(503, str(error)) from error
 
-    def _capture(
-        self, upload: Upload, fields: FrameFields, idempotency_key: str | None, captured_at: datetime
-    ) -> Capture:
+    def _capture(self, upload: Upload, fields: FrameFields, idempotency_key: str | None, captured_at: datetime) -> Capture:
         number = next(self._numbers)
         part = Part(
             serial=fields.serial or f"{self._boot_id[:8]}-{number:06d}",

@@ -41,9 +41,7 @@ def split_goods(digests: Sequence[str], seed: int, share: float, cross_fit_below
         words = f"hold-out by seed {seed}: {len(digests) - len(held)} good parts fitted, {len(held)} calibrate"
         return Split((_without(len(digests), held),), False, words)
     folds = min(folds, len(order))
-    rounds = [
-        _without(len(digests), sorted(index for group in order[fold::folds] for index in group)) for fold in range(folds)
-    ]
+    rounds = [_without(len(digests), sorted(index for group in order[fold::folds] for index in group)) for fold in range(folds)]
     words = f"{folds}-fold cross-fitting by seed {seed}: all {len(digests)} good parts fitted, and all calibrate unseen"
     return Split(tuple(rounds), True, words)
 

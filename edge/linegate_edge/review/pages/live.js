@@ -25,7 +25,10 @@ function connect() {
   stream?.close();
   stream = new EventSource("/live/events");
   stream.addEventListener("state", (event) => {
-    state = JSON.parse(event.data);
+    const next = JSON.parse(event.data);
+    // A station that started anew may be another release: begin anew with its own page.
+    if (state !== null && state.boot_id !== next.boot_id) return location.reload();
+    state = next;
     hear();
     showState();
   });
@@ -141,11 +144,8 @@ function milliseconds(value) {
 // -- the last parts -----------------------------------------------------------------------------------------------
 
 const recent = new Map();
-let recentBoot = null;
 
 function rememberParts() {
-  if (recentBoot !== state.boot_id) recent.clear();
-  recentBoot = state.boot_id;
   const parts = [...state.recent];
   if (state.last !== null) parts.push({ ...state.last, serial: state.last.part.serial });
   if (parts.every((part) => recent.has(part.sequence))) return;
