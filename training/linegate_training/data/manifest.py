@@ -46,8 +46,8 @@ class ExpectedFiles(Settings):
     """What a whole copy holds: counts by glob pattern, one digest over all files of a pattern, and of single files."""
 
     counts: dict[str, int]
-    trees: dict[str, Sha256] = {}
-    digests: dict[str, Sha256] = {}
+    trees: dict[str, Sha256] = Field(default_factory=dict)
+    digests: dict[str, Sha256] = Field(default_factory=dict)
 
 
 class SplitRule(Settings):
@@ -68,7 +68,7 @@ class KnownSet(Settings):
     citation: str
     source: Annotated[PypiSource | DownloadSource, Field(discriminator="kind")]
     layout: Literal["mvtec", "elpv", "folds", "boxes", "visa"]
-    categories: list[str] = []
+    categories: list[str] = Field(default_factory=list)
     expected: ExpectedFiles
     split: SplitRule
 

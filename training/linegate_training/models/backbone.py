@@ -120,6 +120,6 @@ def _mend_torchvision() -> None:
     except RuntimeError:
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        _torchvision_schemas = torch.library.Library("torchvision", "DEF")
+        _torchvision_schemas = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         _torchvision_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _torchvision_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
