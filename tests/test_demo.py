@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -65,8 +66,8 @@ def test_the_demo_without_end_shows_its_page_and_stops_on_ctrl_c() -> None:
 def test_the_demo_s_photographs_were_not_trained_on() -> None:
     package = ModelPackage.load(demo_package())
     photographs = find_photographs(package)
-    rows = package.files["split.csv"].decode().splitlines()
-    trained = {row.split(",")[0] for row in rows if ",train," in row or ",calibration," in row}
+    rows = csv.DictReader(package.files["split.csv"].decode().splitlines())
+    trained = {row["name"] for row in rows if row["subset"] in ("train", "calibration")}
     assert trained
     assert not trained & {f"images/{photograph.path.name}" for photograph in photographs}
     good = sum(not photograph.is_defective for photograph in photographs)

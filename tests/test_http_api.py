@@ -299,8 +299,9 @@ def test_upload_over_the_limit_without_a_length_is_answered_with_413(client: htt
     assert_goes_on(client)
 
 
-def test_form_over_the_limit_keeps_the_fields_before_the_picture(client: httpx.Client) -> None:
-    files = {"image": ("a.png", b"\xff" * (MAX_UPLOAD_BYTES + 1), "image/png")}
+@pytest.mark.parametrize("excess_bytes", [1, 8 * MAX_UPLOAD_BYTES])
+def test_form_over_the_limit_keeps_the_fields_before_the_picture(client: httpx.Client, excess_bytes: int) -> None:
+    files = {"image": ("a.png", b"\xff" * (MAX_UPLOAD_BYTES + excess_bytes), "image/png")}
     response = client.post("/frames", data={"serial": "S-1"}, files=files)
     assert response.status_code == 413
     assert (response.json()["serial"], response.json()["reason"]) == ("S-1", "image_too_large")
@@ -349,7 +350,12 @@ MALFORMED: dict[str, tuple[bytes, str, int, str]] = {
         422,
         "more than 32 fields",
     ),
-    "too much beside the picture": (b"x" * (2 * MAX_UPLOAD_BYTES), BOUNDARY, 400, "malformed"),
+    "too much beside the picture": (
+        _form(*((f'name="f{number}"', b"1" * 4096) for number in range(30))),
+        BOUNDARY,
+        400,
+        "more than 65536 bytes beside the picture",
+    ),
     "unknown type": (GOOD, "application/x-www-form-urlencoded", 415, "multipart/form-data"),
 }
 

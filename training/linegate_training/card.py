@@ -7,7 +7,6 @@ from typing import Any
 from linegate.package import Manifest
 from linegate_training.data.parts import PartSet
 
-
 _LIMITS = (
     "- It knows appearance only: it names no defect class, and measures nothing.",
     "- Change of light, lens, focus, pose or background counts as unlike good parts. Train again after such a change.",

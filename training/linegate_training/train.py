@@ -53,6 +53,7 @@ from linegate_training.data.parts import (
 from linegate_training.data.splits import Split, split_goods
 from linegate_training.evaluate import evaluate
 from linegate_training.export import LINE_TOLERANCE, MAP, SCORE, ParityProof, parity_samples, prove, to_onnx
+from linegate_training.models.gaussian import estimate_shrinkage
 from linegate_training.models.good_only import (
     MAP_SCALE,
     FeatureNet,
@@ -100,6 +101,8 @@ def train(parts: PartSet, out: Path, name: str, version: str, settings: TrainSet
     check_sizes(parts.samples, parts.name)
     check_masks(parts.tests(), parts.name)
     digests = {sample.name: sha256_of(sample.path) for sample in parts.samples}
+    if len({digests[sample.name] for sample in goods}) == 1:
+        raise DataError(f"{parts.name}: all {len(goods)} good images are one and the same: photograph different parts")
     split = split_goods(
         [digests[sample.name] for sample in goods],
         settings.seed, settings.calibration_share, settings.cross_fit_below, settings.cross_fit_folds,
@@ -167,14 +170,17 @@ def fit(
     local: list[NDArray[np.float64]] = []
     part: list[NDArray[np.float64]] = []
     net = None
+    # One for all rounds: estimated in each, it would fall as parts are added, and the final model's distances would be
+    # greater than those that the threshold is set from.
+    shrinkage = estimate_shrinkage(features.statistics if split.refit else features.of(split.rounds[0][0])[0])
     for fitted, calibrating in tqdm(split.rounds, "fitting", unit="round", disable=None):
-        net = _net(feature_net, fit_head(*features.of(fitted), settings), settings)
+        net = _net(feature_net, fit_head(*features.of(fitted), shrinkage, settings), settings)
         for columns, values in zip((whole, local, part), _distances(net, features, calibrating, settings), strict=True):
             columns.append(values)
     all_whole, all_local, all_part = np.concatenate(whole), np.concatenate(local), np.concatenate(part)
     if net is None or split.refit:
         everything = tuple(range(len(features.statistics)))
-        net = _net(feature_net, fit_head(*features.of(everything), settings), settings)
+        net = _net(feature_net, fit_head(*features.of(everything), shrinkage, settings), settings)
     peaks = local_peak(torch.from_numpy(all_local)).numpy()
     net.units = Units(Unit.of_scores(all_whole), Unit.of_scores(peaks), Unit.of_cells(all_local), Unit.of_cells(all_part))
     units = net.units

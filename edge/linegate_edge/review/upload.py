@@ -80,10 +80,10 @@ async def _read_form(request: Request, boundary: bytes, max_bytes: int) -> Uploa
         parser = MultipartParser(boundary, form.callbacks())
         while not form.too_large and (chunk := await anext(chunks, None)) is not None:
             received += len(chunk)
-            if received > max_bytes + _MAX_FORM_OVERHEAD_BYTES and len(form.image or b"") <= max_bytes:
-                raise HTTPException(400, f"the form has more than {_MAX_FORM_OVERHEAD_BYTES} bytes beside the picture")
             if chunk:
                 parser.write(chunk)
+            if not form.too_large and received - len(form.image or b"") > _MAX_FORM_OVERHEAD_BYTES:
+                raise HTTPException(400, f"the form has more than {_MAX_FORM_OVERHEAD_BYTES} bytes beside the picture")
         if form.too_large:
             await _discard(chunks, max_bytes)
             return Upload(None, form.fields)

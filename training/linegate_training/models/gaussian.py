@@ -39,23 +39,31 @@ class Gaussian:
         return distance
 
 
-def fit_gaussian(x: Floats, rank: int, shrinkage: float | None = None) -> Gaussian:
-    """Fit to x (N, D) and keep at most `rank` axes; `shrinkage` in (0, 1], or None to estimate it."""
-    count, width = x.shape
-    mean = x.mean(0)
+def estimate_shrinkage(x: Floats) -> float:
+    """Return the share (0, 1] of the identity in the covariance of x (N, D), by Ledoit and Wolf."""
+    mean, scale = _standard(x)
+    return min(max(float(ledoit_wolf_shrinkage((x - mean) / scale, assume_centered=True)), 1e-3), 1.0)
+
+
+def _standard(x: Floats) -> tuple[Floats, Floats]:
     deviation = x.std(0)
     # A channel that never moves on good parts must not make the smallest movement infinite.
-    scale = np.maximum(deviation, 1e-3 * max(float(np.median(deviation)), 1e-6))
+    scale: Floats = np.maximum(deviation, 1e-3 * max(float(np.median(deviation)), 1e-6))
+    return x.mean(0), scale
+
+
+def fit_gaussian(x: Floats, rank: int, shrinkage: float) -> Gaussian:
+    """Fit to x (N, D), shrunk by the share `shrinkage` (0, 1], and keep at most `rank` axes."""
+    count, width = x.shape
+    mean, scale = _standard(x)
     z = (x - mean) / scale
-    share = float(ledoit_wolf_shrinkage(z, assume_centered=True)) if shrinkage is None else shrinkage
-    share = min(max(share, 1e-3), 1.0)
     if count < width:
         _, singular, rows = np.linalg.svd(z, full_matrices=False)
         variances, axes = singular**2 / count, rows.T
     else:
         values, vectors = np.linalg.eigh(z.T @ z / count)
         variances, axes = values[::-1], vectors[:, ::-1]
-    level = share * max(float((z * z).sum() / count / width), 1e-6)
+    level = shrinkage * max(float((z * z).sum() / count / width), 1e-6)
     kept = min(rank, len(variances))
-    weights = 1.0 / ((1.0 - share) * np.maximum(variances[:kept], 0.0) + level)
+    weights = 1.0 / ((1.0 - shrinkage) * np.maximum(variances[:kept], 0.0) + level)
     return Gaussian(mean, scale, np.ascontiguousarray(axes[:, :kept]), weights, 1.0 / level)

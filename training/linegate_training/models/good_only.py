@@ -24,7 +24,7 @@ from linegate_training.settings import TrainSettings
 CELL_PX = 16
 TOP_SHARE = 0.05
 """The local score is the mean over this share of the cells, the most anomalous ones."""
-PART_WEIGHT = 1.0
+PART_WEIGHT = 0.5
 """How much a place's part in the global distance counts in the map beside its local distance."""
 MAP_SCALE = 4
 
@@ -92,9 +92,13 @@ class FeatureNet(nn.Module):
         return torch.cat(statistics, 1), torch.cat(places, 1)
 
 
-def fit_head(statistics: Floats, places: NDArray[np.float16], settings: TrainSettings) -> HeadFit:
-    """Fit both Gaussians to statistics (N, D) and local features (M, C, g, g) of good parts."""
-    whole = fit_gaussian(statistics, settings.global_rank)
+def fit_head(statistics: Floats, places: NDArray[np.float16], shrinkage: float, settings: TrainSettings) -> HeadFit:
+    """Fit both Gaussians to statistics (N, D) and local features (M, C, g, g) of good parts.
+
+    `shrinkage` is the global Gaussian's. Distances of unseen parts grow as it falls, so models whose distances are to be
+    compared, as in cross-fitting, need one and the same.
+    """
+    whole = fit_gaussian(statistics, settings.global_rank, shrinkage)
     count, channels, grid, _ = places.shape
     place_mean = np.zeros(places.shape[1:], np.float64)
     for one in places:
