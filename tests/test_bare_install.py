@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from conftest import encode, spot_picture
 
 ROOT = Path(__file__).parents[1]

@@ -177,6 +177,20 @@ def test_known_set_without_a_copy_says_how_to_get_one(monkeypatch: pytest.Monkey
         open_parts("magnetic_tile")
 
 
+def test_fetched_copy_in_the_current_folder_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LINEGATE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert fetch("elpv", None) == Path("elpv")
+    assert open_parts("elpv").samples[0].path.parts[0] == "elpv"
+
+
+@pytest.mark.parametrize("damage", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"])
+def test_damaged_mask_is_refused_by_name(folder: Path, damage: bytes) -> None:
+    (folder / "ground_truth/crack/11_mask.png").write_bytes(damage)
+    with pytest.raises(DataError, match=r"11_mask\.png: the mask cannot be read"):
+        check_masks(read_folder(folder).tests(), "tiles")
+
+
 def test_data_set_without_good_parts_says_so(tmp_path: Path) -> None:
     (tmp_path / "neu_det").mkdir()
     with pytest.raises(DataError, match="no good parts"):

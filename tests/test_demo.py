@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import wait_until
 from linegate.errors import StationError
 from linegate.package import ModelPackage
@@ -36,7 +37,9 @@ def test_the_demo_counts_every_part_and_ends_by_itself() -> None:
     assert result["passed"] + result["failed"] + result["undecided"] == 60
     assert result["duplicates"] == 0
     assert 0 < result["accuracy"] <= 1
-    assert result["accuracy"] * 60 == pytest.approx(60 - result["escapes"] - result["false_rejects"] - result["undecided"], abs=0.01)
+    assert result["accuracy"] * 60 == pytest.approx(
+        60 - result["escapes"] - result["false_rejects"] - result["undecided"], abs=0.01
+    )
     assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p99"]
     assert result["parts_per_second"] > 0
     assert "CC BY-NC-SA 4.0" in done.stdout

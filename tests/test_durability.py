@@ -57,9 +57,7 @@ def test_verdicts_survive_three_kills_of_the_broker(mosquitto: Mosquitto, mes: M
     assert station.live.line_stop is None
 
 
-def test_verdicts_survive_ten_kills_of_the_station(
-    mosquitto: Mosquitto, mes: Mes, tmp_path: Path, spot_package: Path
-) -> None:
+def test_verdicts_survive_ten_kills_of_the_station(mosquitto: Mosquitto, mes: Mes, tmp_path: Path, spot_package: Path) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()
     for number in range(PARTS):

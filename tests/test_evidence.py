@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -87,6 +88,8 @@ class Kept:
             pixels = np.random.default_rng(len(self.names)).integers(0, 256, (32, 48), dtype=np.uint8)
         saved = self.folder.save(frame(pixels=pixels))
         assert saved is not None
+        an_hour_ago = time.time() - 3600
+        os.utime(self.folder.path_of(saved.name), (an_hour_ago, an_hour_ago))
         stored_at = (NOW - timedelta(days=age_days)).isoformat()
         self.store.commit([NewVerdict(str(uuid4()), "s", decision, stored_at, lambda _: "{}", None, saved)])
         self.names.append(saved.name)
@@ -94,7 +97,7 @@ class Kept:
 
     def prune(self) -> int:
         retention = Retention(
-            self.folder, self.store.path, lambda names: self.store.commit([], forgotten=names) and None, lambda: NOW
+            self.folder, self.store.path, lambda numbers: self.store.commit([], forgotten=numbers) and None, lambda: NOW
         )
         return retention.prune()
 
@@ -132,6 +135,28 @@ def test_a_picture_shared_with_a_failed_part_does_not_go_as_a_passed_one(tmp_pat
     reader = StoreReader(kept.store.path)
     assert reader.oldest_evidence(passed=True, limit=10) == []
     assert [row.name for row in reader.oldest_evidence(passed=False, limit=10)] == [shared]
+
+
+def test_a_picture_of_two_verdicts_goes_with_the_last_of_them(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, retention_days=30)
+    shared = kept.add(Decision.FAIL, 40, PIXELS)
+    kept.add(Decision.FAIL, 10, PIXELS)
+    assert kept.prune() == 1
+    assert kept.there() == [shared, shared], "one verdict still has it"
+    assert StoreReader(kept.store.path).evidence_count(shared) == 1
+    both = Kept(tmp_path / "both", retention_days=5)
+    for age in (40, 10):
+        both.add(Decision.FAIL, age, PIXELS)
+    assert both.prune() == 2
+    assert both.there() == []
+
+
+def test_a_picture_wanted_again_just_now_is_not_deleted_before_its_verdict_is_stored(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, retention_days=30)
+    name = kept.add(Decision.FAIL, 40, PIXELS)
+    kept.folder.save(frame())  # the same picture again; its verdict is on its way to the store
+    assert kept.prune() == 0
+    assert kept.there() == [name]
 
 
 def test_a_file_that_is_gone_already_does_not_stop_retention(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_an_unknown_or_absent_provider_is_refused_with_the_choice(spot_package: 
     with pytest.raises(ProviderError, match="choose one of: auto, tensorrt, cuda, openvino, cpu"):
         Inspector(package, "gpu")
     if "cuda" not in available_providers():
-        with pytest.raises(ProviderError, match="which offers: .*cpu"):
+        with pytest.raises(ProviderError, match=r"which offers: .*cpu"):
             Inspector(package, "cuda")
 
 

@@ -23,9 +23,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_good_photographs_pass_with_exit_status_0(
-    photos: Path, spot_package: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_good_photographs_pass_with_exit_status_0(photos: Path, spot_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(photos / "a-good.png"), "--model", str(spot_package)]) == 0
     out = capsys.readouterr().out
     assert "pass" in out

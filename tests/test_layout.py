@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 import tomllib
@@ -47,6 +48,17 @@ def test_the_line_never_imports_torch(package: str) -> None:
     code = f"import sys, {package}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_onnxruntime_calls_nobody_and_writes_nothing_at_home(tmp_path: Path, spot_package: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from linegate.infer import Inspector; "
+        "from linegate.package import ModelPackage; "
+        "Inspector(ModelPackage.load(Path(sys.argv[1])))"
+    )
+    home = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(spot_package)], env=home, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_the_bare_install_asks_for_nothing_of_training() -> None:

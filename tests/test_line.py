@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import BAD_PICTURES, MakeStation, Mes, Mosquitto, free_port, spot_picture, submit, wait_until
+from conftest import BAD_PICTURES, MakeStation, Mes, Mosquitto, free_port, spot_picture, station_toml, submit, wait_until
 from linegate.errors import StationError
 from linegate.infer import Inspector
 from linegate.stages import Decision, Frame, FrameFault, Part, PixelFormat, Prediction
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.records import Capture, Recorded
+from linegate_edge.settings import load_station
 from linegate_edge.sources.encoded import capture_from_bytes
+from linegate_edge.station import Station
 from linegate_edge.store import DATABASE_FILE, StoreReader
 
 NO_BROKER = 9  # the discard port: nobody listens there
@@ -195,6 +197,32 @@ def test_a_stopping_station_takes_no_more_parts(make_station: MakeStation) -> No
     assert all(future.done() for future in done)
     with pytest.raises(StationError, match="is stopping"):
         submit(station, 1)
+
+
+def test_a_station_stops_twice_and_without_a_start(make_station: MakeStation, tmp_path: Path, spot_package: Path) -> None:
+    station = make_station(NO_BROKER)
+    assert (station.stop(), station.stop()) == (0, 0)
+    path = station_toml(tmp_path, spot_package, broker_port=NO_BROKER)
+    Station(load_station(path)).stop()
+    make_station(NO_BROKER)
+
+
+def test_a_part_cannot_be_cancelled(make_station: MakeStation) -> None:
+    station = make_station(NO_BROKER)
+    future = station.line.submit(capture(1))
+    assert not future.cancel()
+    assert future.result(30).sequence == 1
+
+
+def test_a_repeated_origin_is_judged_once_and_leaves_no_stray_evidence(make_station: MakeStation) -> None:
+    station = make_station(NO_BROKER)
+    for number in (1, 2, 1):
+        item = capture(number, defect=True)
+        recorded = station.line.submit(Capture(item.part, item.item, "http:key-1")).result(30)
+        assert recorded.sequence == 1
+    assert station.live.snapshot()["parts"] == 1
+    kept = [path for path in (station.settings.station.store / "evidence").rglob("*") if path.is_file()]
+    assert [path.name for path in kept] == [recorded.message["views"][0]["image_uri"].split("/")[2]]
 
 
 def test_two_stations_over_one_store_are_refused(make_station: MakeStation) -> None:

@@ -110,7 +110,7 @@ def test_a_refused_login_is_told_in_one_line_and_mended_without_loss(tmp_path: P
 
 
 def test_a_missing_password_file_is_named(make_station: MakeStation) -> None:
-    with pytest.raises(SettingsError, match="password_file .*gone: cannot be read"):
+    with pytest.raises(SettingsError, match=r"password_file .*gone: cannot be read"):
         make_station(1883, more='username = "station"\npassword_file = "gone"\n')
 
 

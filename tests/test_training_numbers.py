@@ -16,7 +16,7 @@ from linegate_training.metrics import (
     image_ap,
     image_auroc,
 )
-from linegate_training.models.gaussian import fit_gaussian
+from linegate_training.models.gaussian import estimate_shrinkage, fit_gaussian
 
 
 def test_metrics_without_parts_or_without_defects_are_undefined() -> None:
@@ -189,6 +189,25 @@ def test_gaussian_with_all_axes_is_the_shrunk_mahalanobis_distance(count: int, w
     np.testing.assert_allclose(gaussian.distance(x), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_cross_fitted_threshold_keeps_its_rate_with_more_channels_than_parts(rate: float) -> None:
+    """Fit as training does: rounds and final model with one shrinkage, 150 parts of 400 correlated channels."""
+    random = np.random.default_rng(9)
+    mixing = random.normal(size=(40, 400))
+    rates = []
+    for _ in range(12):
+        parts, new = (random.normal(size=(n, 40)) @ mixing + 3 * random.normal(size=(n, 400)) for n in (150, 600))
+        shrinkage = estimate_shrinkage(parts)
+        split = split_goods([f"{index:064x}" for index in range(150)], 0, 0.2, 2000, 10)
+        scores = np.empty(150)
+        for fitted, held in split.rounds:
+            scores[list(held)] = fit_gaussian(parts[list(fitted)], 64, shrinkage).distance(parts[list(held)])
+        threshold = threshold_for(scores, rate).value
+        rates.append(float((fit_gaussian(parts, 64, shrinkage).distance(new) >= threshold).mean()))
+    assert float(np.mean(rates)) <= 1.25 * rate
+    assert float(np.mean(rates)) >= 0.1 * rate
+
+
 def test_gaussian_of_equal_rows_stays_finite() -> None:
-    gaussian = fit_gaussian(np.ones((10, 6)), rank=4)
+    gaussian = fit_gaussian(np.ones((10, 6)), rank=4, shrinkage=estimate_shrinkage(np.ones((10, 6))))
     assert np.isfinite(gaussian.distance(np.zeros((1, 6)))).all()

@@ -22,12 +22,12 @@ from linegate.settings import parse
 from linegate_training.data.fetch import open_parts
 from linegate_training.data.folder import read_folder
 from linegate_training.data.parts import prepare_pixels, read_part
+from linegate_training.data.splits import split_goods
 from linegate_training.evaluate import evaluate
 from linegate_training.export import parity_samples, prove, to_onnx
 from linegate_training.models.good_only import FeatureNet, GoodOnlyNet, Units
 from linegate_training.settings import TrainSettings
 from linegate_training.train import extract, fit, train
-from linegate_training.data.splits import split_goods
 
 GOODS = 24
 FAST = TrainSettings(size_px=128, cross_fit_folds=3)

@@ -73,7 +73,11 @@ def run_bench_line(model: Path, *, parts: int, workers: int, fail_share: float, 
     prepared = [inspector.prepare(picture.image, picture.pixel_format)[0] for picture in pictures]
     threshold = _threshold_for([inspector.run(pixels)[0] for pixels in prepared], fail_share)
     parts_per_round = max(workers, parts // _ROUNDS)
-    with tempfile.TemporaryDirectory(prefix="linegate-bench-") as folder, embedded_broker() as broker_port, _listener(broker_port):
+    with (
+        tempfile.TemporaryDirectory(prefix="linegate-bench-") as folder,
+        embedded_broker() as broker_port,
+        _listener(broker_port),
+    ):
         station = Station(
             StationSettings(
                 station=StationSection(topic=_TOPIC, store=Path(folder)),

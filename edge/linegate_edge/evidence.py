@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from linegate_edge.store import StoredEvidence, StoreReader
 log = logging.getLogger("linegate.evidence")
 _TEMPORARY_PREFIX: Final = ".writing-"
 _PRUNE_BATCH: Final = 200
+_FRESH_S: Final = 60.0
 
 
 class EvidenceFolder:
@@ -36,6 +38,7 @@ class EvidenceFolder:
     def __init__(self, folder: Path, settings: EvidenceSection) -> None:
         self.folder = folder
         self.settings = settings
+        self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*"):
@@ -74,8 +77,10 @@ class EvidenceFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         target = self.path_of(name)
-        if target.exists():
-            return
+        with self._lock:
+            if target.exists():
+                os.utime(target)  # wanted again: retention keeps its hands off until the new verdict is stored
+                return
         target.parent.mkdir(exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self.folder)
         try:
@@ -88,6 +93,18 @@ class EvidenceFolder:
             Path(temporary).unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+
+    def remove(self, name: str) -> bool:
+        """Delete a file unless it was written or wanted again just now; return whether it is gone."""
+        target = self.path_of(name)
+        with self._lock:
+            try:
+                if time.time() - target.stat().st_mtime < _FRESH_S:
+                    return False
+                target.unlink()
+            except FileNotFoundError:
+                pass
+        return True
 
     def path_of(self, name: str) -> Path:
         """Return where the file of this name lies; 256 folders, since some file systems are slow with many files."""
@@ -109,7 +126,7 @@ class Retention(threading.Thread):
         self,
         folder: EvidenceFolder,
         store_path: Path,
-        forget: Callable[[Sequence[str]], None],
+        forget: Callable[[Sequence[int]], None],
         now: Callable[[], datetime],
         interval_s: float = 60.0,
     ) -> None:
@@ -148,24 +165,26 @@ class Retention(threading.Thread):
             reader.evidence_size_bytes() - int(settings.max_gib * 2**30),
             settings.min_free_mib * 2**20 - self._folder.free_bytes(),
         )
-        gone = 0
+        count = 0
         for passed in (True, False):
-            while rows := reader.oldest_evidence(passed=passed, limit=_PRUNE_BATCH):
-                doomed: list[StoredEvidence] = []
+            after, enough = 0, False
+            while not enough and (rows := reader.oldest_evidence(passed=passed, after=after, limit=_PRUNE_BATCH)):
+                gone: list[StoredEvidence] = []
                 for row in rows:
-                    if row.stored_at >= too_old and excess <= 0:
+                    enough = row.stored_at >= too_old and excess <= 0
+                    if enough:
                         break
-                    doomed.append(row)
-                    excess -= row.size_bytes
-                if not doomed:
-                    break
-                for row in doomed:
-                    self._folder.path_of(row.name).unlink(missing_ok=True)
-                self._forget([row.name for row in doomed])
-                gone += len(doomed)
-        if gone:
-            log.info("retention: %d evidence files deleted", gone)
-        return gone
+                    # A picture that other verdicts share stays for them; then only this verdict's row goes.
+                    shared = reader.evidence_count(row.name) - sum(other.name == row.name for other in gone) > 1
+                    if shared or self._folder.remove(row.name):
+                        gone.append(row)
+                        excess -= 0 if shared else row.size_bytes
+                self._forget([row.sequence for row in gone])
+                count += len(gone)
+                after = rows[-1].sequence
+        if count:
+            log.info("retention: evidence of %d verdicts deleted", count)
+        return count
 
 
 def _sync_folder(folder: Path) -> None:

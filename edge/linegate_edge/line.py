@@ -69,7 +69,7 @@ class Line:
         self._judged: queue.Queue[tuple[_Job, Judged] | None] = queue.Queue(_COMMIT_BATCH)
         self._side_lock = threading.Lock()
         self._acknowledged: list[int] = []
-        self._forgotten: list[tuple[Sequence[str], threading.Event]] = []
+        self._forgotten: list[tuple[Sequence[int], threading.Event]] = []
         self._closed = threading.Event()
         self._giving_up = threading.Event()
         self._unstored = 0
@@ -101,6 +101,7 @@ class Line:
             StationError: the station is stopping and takes no more parts.
         """
         job = _Job(capture, time.perf_counter(), Future())
+        job.done.set_running_or_notify_cancel()  # a part cannot be cancelled: it lies before the camera
         while not self._closed.is_set():
             try:
                 if wait:
@@ -120,11 +121,11 @@ class Line:
         with self._side_lock:
             self._acknowledged.extend(sequences)
 
-    def forget_evidence(self, names: Sequence[str]) -> None:
-        """Have the rows of deleted evidence taken out of the store, and return when that is done or the line ends."""
+    def forget_evidence(self, sequences: Sequence[int]) -> None:
+        """Have the evidence rows of these verdicts taken out of the store; return when that is done or the line ends."""
         done = threading.Event()
         with self._side_lock:
-            self._forgotten.append((names, done))
+            self._forgotten.append((sequences, done))
         while self._writer.is_alive() and not done.wait(_PUT_S):
             pass
 
@@ -230,8 +231,8 @@ class Line:
             return
         started = time.perf_counter()
         rows = [self._as_row(judged) for _, judged in batch]
-        names = [name for group, _ in forgotten for name in group]
-        recorded = self._commit_when_possible(rows, acknowledged, names)
+        without_evidence = [sequence for group, _ in forgotten for sequence in group]
+        recorded = self._commit_when_possible(rows, acknowledged, without_evidence)
         for _, done in forgotten:
             done.set()
         if not batch:
@@ -239,12 +240,19 @@ class Line:
         self._on_commit()
         self._metrics.stage_seconds.labels("commit").observe(time.perf_counter() - started)
         for (job, judged), entry in zip(batch, recorded, strict=True):
-            if not entry.repeated:
+            if entry.repeated:
+                self._drop_evidence(judged.evidence)
+            else:
                 self._count(judged)
                 self._live.recorded(judged, entry)
             job.done.set_result(entry)
 
-    def _commit_when_possible(self, rows: list[NewVerdict], acknowledged: list[int], forgotten: list[str]) -> list[Recorded]:
+    def _drop_evidence(self, evidence: Evidence | None) -> None:
+        """Delete the picture of a part that had its verdict already, unless another verdict has the same picture."""
+        if evidence is not None and not self._store.knows_evidence(evidence.name):
+            self._evidence.path_of(evidence.name).unlink(missing_ok=True)
+
+    def _commit_when_possible(self, rows: list[NewVerdict], acknowledged: list[int], forgotten: list[int]) -> list[Recorded]:
         while True:
             try:
                 recorded = self._store.commit(rows, acknowledged, forgotten)

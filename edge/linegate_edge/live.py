@@ -16,6 +16,7 @@ from linegate.stages import Decision
 from linegate_edge.records import Judged, Recorded
 
 _WINDOW: Final = 500
+_RECENT: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Live:
         self._counts = dict.fromkeys(Decision, 0)
         self._latency_ms: deque[float] = deque(maxlen=_WINDOW)
         self._last: tuple[Judged, Recorded] | None = None
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._broker = Broker(False, "not connected yet")
         self._line_stop: str | None = None
         self._published = 0
@@ -47,6 +49,14 @@ class Live:
             self._counts[judged.verdict.decision] += 1
             self._latency_ms.append(judged.latency_ms["total"])
             self._last = judged, recorded
+            self._recent.append(
+                {
+                    "sequence": recorded.sequence,
+                    "verdict_id": recorded.verdict_id,
+                    "serial": judged.capture.part.serial,
+                    "decision": judged.verdict.decision,
+                }
+            )
             self._version += 1
 
     def published(self, count: int) -> None:
@@ -104,6 +114,7 @@ class Live:
         """Return all that the page shows, as a JSON object."""
         with self._lock:
             counts, latency, last = dict(self._counts), list(self._latency_ms), self._last
+            recent = list(self._recent)
             broker, line_stop, published, version = self._broker, self._line_stop, self._published, self._version
         total = sum(counts.values())
         percentiles = statistics.quantiles(latency, n=100, method="inclusive") if len(latency) > 1 else latency * 99
@@ -123,5 +134,6 @@ class Live:
             "published": published,
             "broker": {"connected": broker.connected, "text": broker.text, "no_subscriber": broker.no_subscriber},
             "line_stop": line_stop,
+            "recent": recent,
             "last": None if last is None else last[1].message,
         }

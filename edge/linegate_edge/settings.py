@@ -108,7 +108,13 @@ class HttpSection(Settings):
 
     host: Name = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    names: tuple[Name, ...] = ()
     max_upload_mib: float = Field(default=64, gt=0, le=1024)
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class LimitsSection(Settings):

@@ -101,11 +101,13 @@ class Station:
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
+                host_names=settings.http.names,
             )
             self.metrics.outbox_pending.set_function(self.outbox_pending)
             self.metrics.disk_free_bytes.set_function(self._evidence.free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
             self._package = package
+            self._started = self._stopped = False
             undo.pop_all()
 
     @property
@@ -133,6 +135,7 @@ class Station:
 
     def start(self) -> None:
         """Start the line, then who publishes, then who brings parts."""
+        self._started = True
         self.line.start()
         self.publisher.start()
         self._retention.start()
@@ -142,7 +145,20 @@ class Station:
         log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
 
     def stop(self) -> int:
-        """Finish the parts in hand, publish what the broker takes, and return how many could not be stored."""
+        """Finish the parts in hand, publish what the broker takes, and return how many could not be stored.
+
+        A station that was never started, or has stopped already, is only let go.
+        """
+        if self._stopped:
+            return 0
+        self._stopped = True
+        unstored = self._stop_threads() if self._started else 0
+        with self._reader_lock:
+            self._reader.close()
+        self._store.close()
+        return unstored
+
+    def _stop_threads(self) -> int:
         timeout_s = self.settings.limits.stop_timeout_s
         for camera in self.cameras:
             camera.stop()
@@ -152,9 +168,6 @@ class Station:
         self._retention.stop()
         unstored = self.line.stop(timeout_s)
         self.publisher.stop(min(timeout_s, 3.0) if self.live.broker.connected else 0.0)
-        with self._reader_lock:
-            self._reader.close()
-        self._store.close()
         if unstored:
             log.error("%d parts in hand could not be stored and have no verdict", unstored)
         log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)

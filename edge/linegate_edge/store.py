@@ -121,11 +121,11 @@ class Store:
             raise StoreError(f"{self.path}: {text}")
 
     def commit(
-        self, verdicts: Sequence[NewVerdict], acknowledged: Sequence[int] = (), forgotten: Sequence[str] = ()
+        self, verdicts: Sequence[NewVerdict], acknowledged: Sequence[int] = (), forgotten: Sequence[int] = ()
     ) -> list[Recorded]:
         """Commit verdicts with their outbox and evidence rows; take acknowledged ones out of the outbox.
 
-        `forgotten` names evidence files that retention has deleted: their rows go, the verdicts stay.
+        `forgotten` are the verdicts whose evidence retention has deleted: its rows go, the verdicts stay.
 
         All of it happens, durably, or nothing does. Sequence numbers follow on without a gap.
 
@@ -156,7 +156,7 @@ class Store:
                         )
                     recorded.append(Recorded(sequence, new.verdict_id, text))
                 self._db.executemany("DELETE FROM outbox WHERE sequence = ?", ((number,) for number in acknowledged))
-                self._db.executemany("DELETE FROM evidence WHERE name = ?", ((name,) for name in forgotten))
+                self._db.executemany("DELETE FROM evidence WHERE sequence = ?", ((number,) for number in forgotten))
         except apsw.Error as error:
             raise StoreError(f"{self.path}: {error}: free some disk space, or look at the disk") from error
         self.last_sequence = sequence
@@ -167,6 +167,10 @@ class Store:
             return None
         row = self._db.execute("SELECT sequence, verdict_id, message FROM verdict WHERE origin = ?", (origin,)).fetchone()
         return None if row is None else Recorded(row[0], row[1], row[2], repeated=True)
+
+    def knows_evidence(self, name: str) -> bool:
+        """Say whether a verdict has this evidence file."""
+        return bool(list(self._db.execute("SELECT 1 FROM evidence WHERE name = ? LIMIT 1", (name,))))
 
     def close(self) -> None:
         """Close the store and let another station have it."""
@@ -220,24 +224,28 @@ class StoreReader:
         rows = self._rows("SELECT media_type FROM evidence WHERE name = ? LIMIT 1", name)
         return str(rows[0][0]) if rows else None
 
+    def evidence_count(self, name: str) -> int:
+        """Return how many verdicts have this evidence file."""
+        return int(self._rows("SELECT count(*) FROM evidence WHERE name = ?", name)[0][0])
+
     def evidence_size_bytes(self) -> int:
         """Return the size of all evidence that the store knows."""
         return int(self._rows("SELECT coalesce(sum(size_bytes), 0) FROM evidence")[0][0])
 
-    def oldest_evidence(self, *, passed: bool, limit: int) -> list[StoredEvidence]:
-        """Return the oldest evidence rows of parts that passed, or of those that did not.
+    def oldest_evidence(self, *, passed: bool, after: int = 0, limit: int) -> list[StoredEvidence]:
+        """Return the oldest evidence rows of parts that passed, or of those that did not, after a sequence number.
 
         A picture that a part which did not pass shares with one that passed (the same bytes) is none of the latter.
         """
         where = (
-            "e.decision = 'pass' AND NOT EXISTS "
-            "(SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
+            "e.decision = 'pass' AND NOT EXISTS (SELECT 1 FROM evidence o WHERE o.name = e.name AND o.decision <> 'pass')"
             if passed
             else "e.decision <> 'pass'"
         )
         rows = self._rows(
             f"SELECT e.sequence, e.name, e.size_bytes, e.stored_at FROM evidence e WHERE {where} "
-            "ORDER BY e.sequence LIMIT ?",
+            "AND e.sequence > ? ORDER BY e.sequence LIMIT ?",
+            after,
             limit,
         )
         return [StoredEvidence(*row) for row in rows]

@@ -1,6 +1,10 @@
 """Linegate's core: the vocabulary of inspection, and inspection itself."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
+
+# Before anything imports onnxruntime: on a line nothing calls home, and nothing is written to a home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     __version__ = version("linegate")

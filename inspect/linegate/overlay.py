@@ -45,10 +45,17 @@ def draw_overlay(frame: Frame, prediction: Prediction | None, decision: Decision
         for region in prediction.regions:
             left, top, right, bottom = (round(value * scale) for value in region.box_xyxy)
             cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), _COLOURS[Decision.FAIL], 2)
-            text = f"{region.label} {region.score:.3g}"
-            cv2.putText(picture, text, (left, max(14, top - 5)), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+            _write(picture, f"{region.label} {region.score:.3g}", left, top)
     cv2.rectangle(picture, (0, 0), (size_wh[0] - 1, size_wh[1] - 1), _COLOURS[decision], 6)
     return np.asarray(picture, np.uint8)
+
+
+def _write(picture: Image, text: str, left: int, bottom: int) -> None:
+    """Write a region's label above it, inside the picture, white on black so that it reads on any part."""
+    (width, height), descent = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    x, y = max(0, min(left, picture.shape[1] - width - 8)), max(height + 4, bottom - descent - 4)
+    cv2.rectangle(picture, (x, y - height - 4), (x + width + 8, y + descent + 2), (0, 0, 0), cv2.FILLED)
+    cv2.putText(picture, text, (x + 4, y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 def _blend_map(picture: Image, prediction: Prediction, scale: float, map_threshold: float | None) -> None:

@@ -29,7 +29,7 @@ class TrainSettings(Settings):
     local_weight: float = Field(default=0.25, ge=0, le=10)
     local_shrinkage: float = Field(default=0.01, gt=0, le=1)
     min_region_share: float = Field(default=0.0005, ge=0, lt=1)
-    patch_images: int = Field(default=1500, ge=1)
+    patch_images: int = Field(default=1500, ge=100)
     """At most this many images give patches, which bounds memory at about 0.4 MB each."""
     patches: int = Field(default=40_000, ge=1000)
     batch: int = Field(default=16, ge=1, le=512)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from linegate.errors import DataError
 from linegate_training.data.folder import read_folder
 from linegate_training.data.layouts import read_elpv, read_folds
-from linegate_training.data.manifest import DownloadSource, KnownSet, PypiSource, known_set
+from linegate_training.data.manifest import DownloadSource, KnownSet, PypiSource, known_set, known_sets
 from linegate_training.data.parts import PartSet, digest_of, sha256_of
 
 ROOT_VARIABLE = "LINEGATE_DATA"
@@ -34,7 +34,8 @@ def open_parts(data: str, root: Path | None = None, fold: int | None = None) -> 
     Raises:
         DataError: it is neither, no copy of it is here, or it is damaged.
     """
-    if Path(data).is_dir():
+    # A fetched copy may lie right here under its own name and in its own layout.
+    if (Path(data) / "train").is_dir() or (Path(data).is_dir() and data not in known_sets()):
         return read_folder(Path(data))
     looks_like_path = data.startswith((".", "/", "~")) or data.count("/") > 1 or "\\" in data
     if looks_like_path:
@@ -64,7 +65,7 @@ def open_parts(data: str, root: Path | None = None, fold: int | None = None) -> 
 
 
 def local_copy(name: str, known: KnownSet, root: Path | None) -> Path:
-    """Return the folder that holds a copy: `root`, $LINEGATE_DATA or an installed PyPI package.
+    """Return the folder that holds a copy: in `root`, else in $LINEGATE_DATA or here, else in a PyPI package.
 
     Raises:
         DataError: there is none; the text says how to get one.
@@ -72,9 +73,9 @@ def local_copy(name: str, known: KnownSet, root: Path | None) -> Path:
     base_name = name.split("/")[0]
     if root is not None:
         return _inside(root, base_name)
-    variable = os.environ.get(ROOT_VARIABLE)
-    if variable and (Path(variable) / base_name).is_dir():
-        return Path(variable) / base_name
+    here = Path(os.environ.get(ROOT_VARIABLE) or ".") / base_name
+    if here.is_dir():
+        return here
     if isinstance(known.source, PypiSource):
         return _package_folder(known.source, base_name)
     raise DataError(

@@ -31,6 +31,9 @@ UNCERTAIN: Final = "uncertain"
 MAX_ASPECT_RATIO: Final = 4.0
 """A set whose widest and narrowest images differ in aspect by more than this holds more than one kind of part."""
 
+# What Pillow raises on damaged files, by format and by where the damage lies.
+_UNREADABLE: Final = (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -107,7 +110,7 @@ def read_mask(sample: Sample, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
                 kind = f"an 8-bit or 1-bit mask with one channel is needed, got mode {picture.mode}"
                 raise DataError(f"{sample.mask}: {kind}: save it as 8-bit grey")
             mask: NDArray[np.bool_] = np.asarray(picture) != 0
-    except OSError as error:
+    except _UNREADABLE as error:
         raise DataError(f"{sample.mask}: the mask cannot be read: {error}") from error
     if mask.shape != (size_wh[1], size_wh[0]):
         sizes = f"is {mask.shape[1]} × {mask.shape[0]}, its image {size_wh[0]} × {size_wh[1]}"
@@ -154,7 +157,7 @@ def check_sizes(samples: Sequence[Sample], name: str) -> tuple[tuple[int, int], 
         try:
             with PillowImage.open(sample.path) as picture:
                 sizes.append(picture.size)
-        except OSError as error:
+        except _UNREADABLE as error:
             raise DataError(f"{sample.path}: not a readable picture ({error}); mend or remove this image") from error
     widths, heights = [size[0] for size in sizes], [size[1] for size in sizes]
     low, high = (min(widths), min(heights)), (max(widths), max(heights))

@@ -120,8 +120,8 @@ function showScore(view) {
   const known = view !== undefined && view.score !== null && view.threshold !== null;
   element("score-fact").dataset.known = known;
   if (!known) return;
-  setText("score", view.score.toPrecision(4));
-  setText("threshold", ` · threshold ${view.threshold.toPrecision(4)}`);
+  setText("score", view.score.toPrecision(3));
+  setText("threshold", ` · threshold ${view.threshold.toPrecision(3)}`);
   const gauge = element("gauge");
   gauge.hidden = view.threshold <= 0;
   const share = Math.min(1, Math.max(0, view.score / (2 * view.threshold)));
