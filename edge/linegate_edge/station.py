@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final, Literal
 from uuid import uuid4
 
+import cv2
+
 from linegate import __version__
 from linegate.decide import Recipe, ViewRecipe
 from linegate.errors import StationError
@@ -49,6 +51,8 @@ class Station:
 
     def __init__(self, settings: StationSettings, note: str = "") -> None:
         self.settings = settings
+        # The workers fill the cores already; OpenCV's own threads would only get in their way.
+        cv2.setNumThreads(1)
         self.boot_id = str(uuid4())
         topic, folder = settings.station.topic, settings.station.store
         inspector = Inspector(

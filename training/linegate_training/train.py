@@ -118,7 +118,7 @@ def train(parts: PartSet, out: Path, name: str, version: str, settings: TrainSet
     say(promise(score_threshold, settings.false_reject_rate))
 
     model = to_onnx(net, settings.size_px)
-    held = [goods[index] for index in split.rounds[0][1]][:PARITY_PARTS]
+    held = [goods[index] for _, indices in split.rounds for index in indices][:PARITY_PARTS]
     frames = (prepare_pixels(*read_part(sample), spec) for sample in held)
     proof = prove(net, model, tqdm(frames, "parity", total=len(held), unit="part", disable=None), settings.threads)
     say(f"parity: torch and onnxruntime differ by {proof.score:.1e} in score, {proof.map:.1e} in map, {proof.parts} parts")
