@@ -10,11 +10,12 @@ import pytest
 
 from conftest import SIZE, spot_picture
 from linegate.errors import ProviderError
-from linegate.infer import Inspector, available_providers, find_regions
+from linegate.infer import Inspector, available_providers, find_regions, prepare
 from linegate.overlay import draw_overlay
-from linegate.package import ModelPackage
+from linegate.package import InputSpec, ModelPackage
 from linegate.stages import Decision, Frame, PixelFormat
 
+SPEC = InputSpec(size_wh=(SIZE, SIZE))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -52,16 +53,16 @@ def test_a_defect_is_found_at_any_frame_size(inspector: Inspector, size_wh: tupl
     assert 0 <= top < bottom <= size_wh[1]
 
 
-def test_colour_order_does_not_change_the_judgement(inspector: Inspector) -> None:
+def test_colour_order_does_not_change_the_judgement() -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    prepared = inspector.prepare(rgb, PixelFormat.RGB8)[0]
-    np.testing.assert_array_equal(prepared, inspector.prepare(rgb[..., ::-1].copy(), PixelFormat.BGR8)[0])
+    prepared = prepare(rgb, PixelFormat.RGB8, SPEC)[0]
+    np.testing.assert_array_equal(prepared, prepare(rgb[..., ::-1].copy(), PixelFormat.BGR8, SPEC)[0])
     np.testing.assert_array_equal(prepared[0], rgb)
 
 
-def test_grey_frames_fill_all_three_channels(inspector: Inspector) -> None:
+def test_grey_frames_fill_all_three_channels() -> None:
     grey = spot_picture(defect=False)
-    prepared, _ = inspector.prepare(grey, PixelFormat.MONO8)
+    prepared, _ = prepare(grey, PixelFormat.MONO8, SPEC)
     np.testing.assert_array_equal(prepared[0], np.stack([grey] * 3, axis=-1))
 
 
@@ -97,3 +98,12 @@ def test_an_overlay_leaves_the_frame_as_it_was(inspector: Inspector, shape: tupl
     np.testing.assert_array_equal(image, before)
     assert picture.dtype == np.uint8
     assert 480 <= max(picture.shape[:2]) <= 1600
+
+
+def test_the_region_of_interest_is_cut_before_the_resize() -> None:
+    grey = np.zeros((100, 200), np.uint8)
+    grey[50:, 100:] = 255
+    spec = InputSpec(size_wh=(SIZE, SIZE), roi_xyxy=(0.5, 0.5, 1.0, 1.0))
+    prepared, roi = prepare(grey, PixelFormat.MONO8, spec)
+    assert roi == (100, 50, 200, 100)
+    assert prepared.min() == 255

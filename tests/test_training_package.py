@@ -16,12 +16,12 @@ import torch
 
 from linegate import cli
 from linegate.errors import DataError, ParityError, SettingsError
-from linegate.infer import Inspector
+from linegate.infer import Inspector, prepare
 from linegate.package import InputSpec, ModelPackage
 from linegate.settings import parse
 from linegate_training.data.fetch import open_parts
 from linegate_training.data.folder import read_folder
-from linegate_training.data.parts import prepare_pixels, read_part
+from linegate_training.data.parts import read_part
 from linegate_training.data.splits import split_goods
 from linegate_training.evaluate import evaluate
 from linegate_training.export import parity_samples, prove, to_onnx
@@ -193,7 +193,7 @@ def net(parts_folder: Path) -> tuple[GoodOnlyNet, list[Any]]:
     split = split_goods([sample.name for sample in goods], 0, 0.25, 0, 3)
     trained, scores, peaks = fit(features, found, split, FAST)
     assert scores.shape == peaks.shape == (6,)
-    return trained, [prepare_pixels(*read_part(sample), spec) for sample in goods[:4]]
+    return trained, [prepare(*read_part(sample), spec)[0] for sample in goods[:4]]
 
 
 def test_torch_and_onnxruntime_agree_on_real_and_on_wild_frames(net: tuple[GoodOnlyNet, list[Any]]) -> None:

@@ -30,7 +30,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from linegate.errors import SettingsError, StationError
 from linegate.images import IMAGE_SUFFIXES, read_image
-from linegate.infer import Inspector
+from linegate.infer import Inspector, prepare
 from linegate.package import ModelPackage
 from linegate.stages import Frame, Image, Part, PixelFormat
 from linegate_edge.embedded_broker import embedded_broker
@@ -70,7 +70,8 @@ def run_bench_line(model: Path, *, parts: int, workers: int, fail_share: float, 
     workers = workers or os.cpu_count() or 1
     inspector = Inspector(ModelPackage.load(model))
     pictures = _load(frames) if frames is not None else _from_package(inspector)
-    prepared = [inspector.prepare(picture.image, picture.pixel_format)[0] for picture in pictures]
+    spec = inspector.package.manifest.input
+    prepared = [prepare(picture.image, picture.pixel_format, spec)[0] for picture in pictures]
     threshold = _threshold_for([inspector.run(pixels)[0] for pixels in prepared], fail_share)
     parts_per_round = max(workers, parts // _ROUNDS)
     with (

@@ -13,6 +13,7 @@ import http.client
 import io
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -239,6 +240,8 @@ def run_demo(*, parts: int | None, headless: bool, as_json: bool, port: int | No
     Raises:
         LinegateError: a part of it cannot start; the text says why in one line.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # both end it in good order, also where a shell had Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     package = ModelPackage.load(model or demo_package())
     photographs = find_photographs(package)
     truth = {photograph.serial: photograph.is_defective for photograph in photographs}

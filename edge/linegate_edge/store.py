@@ -9,10 +9,11 @@ SQLite comes with apsw, for the one in Python 3.11 may corrupt a WAL database on
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -107,7 +108,7 @@ class Store:
             raise
 
     def _migrate(self, station_topic: str) -> None:
-        with self._db:
+        with self._transaction():
             version = _one(self._db, "PRAGMA user_version")[0]
             if version > len(_MIGRATIONS):
                 text = f"schema version {version}, this Linegate knows {len(_MIGRATIONS)}: update Linegate"
@@ -135,7 +136,7 @@ class Store:
         recorded: list[Recorded] = []
         sequence = self.last_sequence
         try:
-            with self._db:
+            with self._transaction():
                 for new in verdicts:
                     known = self._find_origin(new.origin)
                     if known is not None:
@@ -167,6 +168,21 @@ class Store:
             return None
         row = self._db.execute("SELECT sequence, verdict_id, message FROM verdict WHERE origin = ?", (origin,)).fetchone()
         return None if row is None else Recorded(row[0], row[1], row[2], repeated=True)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commit what is done inside, or undo it.
+
+        Spelled out, for apsw's own `with connection:` keeps Python's lock during the fsync, and the workers wait.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def knows_evidence(self, name: str) -> bool:
         """Say whether a verdict has this evidence file."""

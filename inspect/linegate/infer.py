@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from linegate.decide import ViewRecipe
 from linegate.errors import PackageError, ParityError, ProviderError
-from linegate.package import ModelPackage
+from linegate.package import InputSpec, ModelPackage
 from linegate.stages import Frame, Image, PixelFormat, Prediction, Region
 
 PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -69,7 +69,7 @@ class Inspector:
     def predict(self, frame: Frame) -> Prediction:
         """Return what the model says of a frame."""
         started = time.perf_counter()
-        pixels, roi = self.prepare(frame.image, frame.pixel_format)
+        pixels, roi = prepare(frame.image, frame.pixel_format, self.package.manifest.input)
         prepared = time.perf_counter()
         score, anomaly_map = self.run(pixels)
         inferred = time.perf_counter()
@@ -81,22 +81,6 @@ class Inspector:
             "regions": (located - inferred) * 1e3,
         }
         return Prediction(frame.frame_id, frame.camera, frame.view, score, anomaly_map, roi, frame.size_wh, regions, durations)
-
-    def prepare(self, image: Image, pixel_format: PixelFormat) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
-        """Return the graph's input, uint8 (1, H, W, 3) RGB, and the region of interest in frame pixels."""
-        height, width = image.shape[:2]
-        left, top, right, bottom = roi = _roi_in_pixels(self._input.roi_xyxy, width, height)
-        cut: Any = image[top:bottom, left:right]  # OpenCV's stubs know no dtype
-        size_wh = self._input.size_wh
-        if (right - left, bottom - top) != size_wh:
-            shrinks = right - left > size_wh[0] or bottom - top > size_wh[1]
-            cut = cv2.resize(cut, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        # Colour comes after the resize: there are fewer pixels to convert.
-        if pixel_format is PixelFormat.MONO8:
-            cut = cv2.cvtColor(cut, cv2.COLOR_GRAY2RGB)
-        elif pixel_format is PixelFormat.BGR8:
-            cut = cv2.cvtColor(cut, cv2.COLOR_BGR2RGB)
-        return np.ascontiguousarray(cut)[np.newaxis], roi
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
         """Return score and anomaly map float32 (h, w) of prepared pixels uint8 (1, H, W, 3)."""
@@ -129,6 +113,25 @@ class Inspector:
                 )
             worst = max(worst, score_difference)
         return worst
+
+
+def prepare(image: Image, pixel_format: PixelFormat, spec: InputSpec) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    """Return a graph's input, uint8 (1, H, W, 3) RGB, and the region of interest in pixels of the frame.
+
+    Training calls it too, before there is a package: what the line sees is what was learned.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = roi = _roi_in_pixels(spec.roi_xyxy, width, height)
+    cut: Any = image[top:bottom, left:right]  # OpenCV's stubs know no dtype
+    if (right - left, bottom - top) != spec.size_wh:
+        shrinks = right - left > spec.size_wh[0] or bottom - top > spec.size_wh[1]
+        cut = cv2.resize(cut, spec.size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # Colour comes after the resize: there are fewer pixels to convert.
+    if pixel_format is PixelFormat.MONO8:
+        cut = cv2.cvtColor(cut, cv2.COLOR_GRAY2RGB)
+    elif pixel_format is PixelFormat.BGR8:
+        cut = cv2.cvtColor(cut, cv2.COLOR_BGR2RGB)
+    return np.ascontiguousarray(cut)[np.newaxis], roi
 
 
 def find_regions(

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import linegate
 from linegate.errors import DataError
+from linegate.infer import prepare
 from linegate.package import (
     CARD_FILE,
     MODEL_FILE,
@@ -46,7 +47,6 @@ from linegate_training.data.parts import (
     check_masks,
     check_sizes,
     digest_of,
-    prepare_pixels,
     read_part,
     sha256_of,
 )
@@ -119,7 +119,7 @@ def train(parts: PartSet, out: Path, name: str, version: str, settings: TrainSet
 
     model = to_onnx(net, settings.size_px)
     held = [goods[index] for _, indices in split.rounds for index in indices][:PARITY_PARTS]
-    frames = (prepare_pixels(*read_part(sample), spec) for sample in held)
+    frames = (prepare(*read_part(sample), spec)[0] for sample in held)
     proof = prove(net, model, tqdm(frames, "parity", total=len(held), unit="part", disable=None), settings.threads)
     say(f"parity: torch and onnxruntime differ by {proof.score:.1e} in score, {proof.map:.1e} in map, {proof.parts} parts")
 
@@ -152,7 +152,7 @@ def extract(net: FeatureNet, goods: Sequence[Sample], spec: InputSpec, settings:
     wanted = set(kept.tolist())
     with tqdm(total=count, desc="features", unit="part", disable=None) as progress:
         for start in range(0, count, settings.batch):
-            batch = [prepare_pixels(*read_part(sample), spec) for sample in goods[start : start + settings.batch]]
+            batch = [prepare(*read_part(sample), spec)[0] for sample in goods[start : start + settings.batch]]
             with torch.inference_mode():
                 whole, local = net(torch.from_numpy(np.concatenate(batch)))
             statistics.append(whole.double().numpy())

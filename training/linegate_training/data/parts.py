@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Final, cast
 
 import cv2
@@ -21,8 +20,6 @@ from PIL import Image as PillowImage
 
 from linegate.errors import DataError, ImageError
 from linegate.images import read_image
-from linegate.infer import Inspector
-from linegate.package import InputSpec
 from linegate.stages import Image, PixelFormat
 
 GOOD: Final = "good"
@@ -88,13 +85,6 @@ def read_part(sample: Sample) -> tuple[Image, PixelFormat]:
     except ImageError as error:
         raise DataError(f"{error}; mend or remove this image") from error
     return image, pixel_format
-
-
-def prepare_pixels(image: Image, pixel_format: PixelFormat, spec: InputSpec) -> NDArray[np.uint8]:
-    """Return the graph's input uint8 (1, H, W, 3), by the line's own preparation."""
-    # The line's method needs of itself only the input's description, and no package exists yet.
-    pixels, _ = Inspector.prepare(cast(Inspector, SimpleNamespace(_input=spec)), image, pixel_format)
-    return pixels
 
 
 def read_mask(sample: Sample, size_wh: tuple[int, int]) -> NDArray[np.bool_]:
