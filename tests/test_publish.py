@@ -125,22 +125,22 @@ def test_a_broker_that_takes_connections_and_says_nothing_is_left(make_station: 
 def test_a_loop_that_died_is_built_anew(
     mosquitto: Mosquitto, mes: Mes, make_station: MakeStation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from linegate_edge import publish
+    from linegate_edge import mqtt_connection
 
     station = make_station(mosquitto.port)
     wait_until(lambda: station.live.broker.connected)
     first = station.publisher._loop
     breaking = threading.Event()
-    fill = publish._Connection._fill
+    fill = mqtt_connection.Connection._fill
 
-    def fill_once_broken(self: publish._Connection, now: float) -> None:
+    def fill_once_broken(self: mqtt_connection.Connection, now: float) -> None:
         if not breaking.is_set():
             breaking.set()
             raise MemoryError("a defect that nobody foresaw")
         fill(self, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish._Connection, "_fill", fill_once_broken)
+        patch.setattr(mqtt_connection.Connection, "_fill", fill_once_broken)
         patch.setattr(threading, "excepthook", lambda _: None)
         submit(station, 5)
         wait_until(lambda: station.publisher._loop is not first, what="the watchdog")
@@ -150,20 +150,20 @@ def test_a_loop_that_died_is_built_anew(
 def test_a_loop_that_hangs_is_given_up_and_nothing_is_lost(
     mosquitto: Mosquitto, mes: Mes, make_station: MakeStation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from linegate_edge import publish
+    from linegate_edge import mqtt_connection, publish
 
     monkeypatch.setattr(publish, "_HANG_MARGIN_S", 0.5)
     station = make_station(mosquitto.port, more="connect_timeout_s = 0.5\n[evidence]\nmin_free_mib = 0\n")
     wait_until(lambda: station.live.broker.connected)
     first, release = station.publisher._loop, threading.Event()
-    exchange = publish._Connection._exchange
+    exchange = mqtt_connection.Connection._exchange
 
-    def exchange_or_hang(self: publish._Connection, timeout_s: float) -> None:
-        if self._loop is first:
+    def exchange_or_hang(self: mqtt_connection.Connection, timeout_s: float) -> None:
+        if self._loop is first.state:
             release.wait(60)
         exchange(self, timeout_s)
 
-    monkeypatch.setattr(publish._Connection, "_exchange", exchange_or_hang)
+    monkeypatch.setattr(mqtt_connection.Connection, "_exchange", exchange_or_hang)
     submit(station, 5)
     wait_until(lambda: station.publisher._loop is not first, what="the watchdog")
     wait_until(lambda: mes.sequences == {1, 2, 3, 4, 5}, what="the verdicts from the new loop")

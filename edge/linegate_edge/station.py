@@ -171,7 +171,7 @@ class Station:
         self._http.stop(timeout_s)
         self._retention.stop()
         unstored = self.line.stop(timeout_s)
-        self.publisher.stop(min(timeout_s, 3.0) if self.live.broker.connected else 0.0)
+        self.publisher.stop()
         if unstored:
             log.error("%d parts in hand could not be stored and have no verdict", unstored)
         log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)
