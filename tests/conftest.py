@@ -185,6 +185,15 @@ BAD_PICTURES: dict[str, tuple[bytes, Reason]] = {
     "zero bytes": (b"", Reason.IMAGE_EMPTY),
     "no picture": (b"GET / HTTP/1.1", Reason.IMAGE_UNREADABLE),
     "another format": (encode(GREY_PICTURE, "GIF"), Reason.IMAGE_UNREADABLE),
+    "JPEG torn in the middle with an end mark": (encode(COLOUR_PICTURE, "JPEG")[:2000] + b"\xff\xd9", Reason.IMAGE_TRUNCATED),
+    "progressive JPEG torn with an end mark": (
+        encode(COLOUR_PICTURE, "JPEG", progressive=True)[:2000] + b"\xff\xd9",
+        Reason.IMAGE_TRUNCATED,
+    ),
+    "JPEG with a hole": (
+        encode(COLOUR_PICTURE, "JPEG")[:1500] + encode(COLOUR_PICTURE, "JPEG")[2000:],
+        Reason.IMAGE_TRUNCATED,
+    ),
     "truncated JPEG": (encode(COLOUR_PICTURE, "JPEG")[:900], Reason.IMAGE_TRUNCATED),
     "truncated PNG": (encode(COLOUR_PICTURE, "PNG")[:900], Reason.IMAGE_TRUNCATED),
     "16-bit grey PNG": (_cv2_bytes(".png", _SIXTEEN_GREY), Reason.IMAGE_FORMAT),

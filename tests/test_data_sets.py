@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -182,6 +183,91 @@ def test_fetched_copy_in_the_current_folder_is_found_by_name(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert fetch("elpv", None) == Path("elpv")
     assert open_parts("elpv").samples[0].path.parts[0] == "elpv"
+
+
+@pytest.mark.parametrize("command", [["data", "verify", "elpv"], ["train", "elpv", "--out", "p"]])
+def test_variable_that_names_no_folder_is_refused(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ("missing", "file"):
+        monkeypatch.setenv("LINEGATE_DATA", str(tmp_path / name))
+        assert f"LINEGATE_DATA names no folder: {tmp_path / name}" in refused(command, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_fetching_into_a_file_or_under_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for name in (".", "below"):
+        place = str(file / name)
+        monkeypatch.delenv("LINEGATE_DATA", raising=False)
+        line = refused(["data", "fetch", "elpv", "--root", place], capsys)
+        assert "--root" in line
+        monkeypatch.setenv("LINEGATE_DATA", place)
+        line = refused(["data", "fetch", "elpv"], capsys)
+        assert "LINEGATE_DATA" in line
+        assert ("names a file" if name == "." else "cannot be written to") in line
+    assert file.read_text() == "mine"
+
+
+def test_fetch_makes_the_folder_that_the_variable_names_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LINEGATE_DATA", str(tmp_path / "new/data"))
+    assert cli.main(["data", "fetch", "elpv"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [f"note: LINEGATE_DATA: made the folder {tmp_path / 'new/data'} for copies of data sets"]
+    assert f"elpv lies in {tmp_path / 'new/data/elpv'}" in shown.out
+    assert cli.main(["data", "verify", "elpv"]) == 0
+
+
+def test_pure_test_set_is_read_to_measure_but_not_to_learn(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    parts = open_parts(str(folder), to_learn=False)
+    assert [sample.name for sample in parts.tests()] == ["test/crack/11.png", "test/good/10.png"]
+    assert parts.goods() == []
+    assert parts.has_masks
+    with pytest.raises(DataError, match="no good images"):
+        open_parts(str(folder))
+
+
+def test_pure_test_set_may_be_called_as_a_known_set(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "test", tmp_path / "elpv/test")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_parts("elpv", to_learn=False).tests()) == 2
+
+
+def test_folder_without_test_is_refused_to_measure_on(folder: Path) -> None:
+    for path in (folder / "test", folder / "train/good", folder):
+        shutil.rmtree(folder / "ground_truth", ignore_errors=True)
+        if path == folder:
+            shutil.rmtree(folder / "test")
+        with pytest.raises(DataError, match="name the folder that holds test/good and test/<defect class>"):
+            read_folder(path, to_learn=False)
+
+
+def test_name_that_is_not_utf_8_is_refused_before_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = os.fsdecode(b"gr\xfcn")
+    (tmp_path / bad).mkdir()
+    shutil.copytree(folder, tmp_path / bad / "tiles")
+    assert "gr\\xfcn/tiles: this path is not UTF-8" in refused(
+        ["train", str(tmp_path / bad / "tiles"), "--out", str(tmp_path / "p")], capsys
+    )
+    line = refused(["train", str(folder), "--out", str(tmp_path / bad / "p")], capsys)
+    assert "gr\\xfcn/p: this path is not UTF-8" in line
+    shutil.rmtree(folder / "train/good")
+    for index in range(12):
+        (folder / "train/good").mkdir(exist_ok=True)
+        picture(folder / "train/good/a.png").rename(folder / "train/good" / f"{bad}{index}.png")
+    line = refused(["train", str(folder), "--out", str(tmp_path / "p")], capsys)
+    assert "train/good/gr\\xfcn0.png: this name is not UTF-8, so no package can list it: rename it" in line
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"])

@@ -70,6 +70,14 @@ def test_every_part_that_did_not_pass_is_kept_and_a_share_of_the_others(tmp_path
     assert all(folder(tmp_path, passed_share=1).wants(Decision.PASS, item) for item in ids)
 
 
+def test_a_folder_that_was_cleared_away_is_made_again(tmp_path: Path) -> None:
+    evidence = folder(tmp_path / "evidence")
+    (tmp_path / "evidence").rmdir()
+    saved = evidence.save(frame())
+    assert saved is not None
+    assert evidence.path_of(saved.name).exists()
+
+
 def test_free_space_for_verdicts_is_kept(tmp_path: Path) -> None:
     free_mib = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize // 2**20
     with pytest.raises(OSError, match="are kept for verdicts"):

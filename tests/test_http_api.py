@@ -214,10 +214,27 @@ def test_frame_without_a_serial_gets_a_running_one_that_a_restart_does_not_repea
 
 def test_idempotency_key_brings_the_first_verdict_again(client: httpx.Client) -> None:
     first = post(client, headers={"Idempotency-Key": "cam1-0001"}).json()
-    again = post(client, BAD, headers={"Idempotency-Key": "cam1-0001"}).json()
+    again = post(client, headers={"Idempotency-Key": "cam1-0001"}).json()
     assert again == first | {"repeated": True}
     assert parts(client) == 1
     assert post(client, BAD, headers={"Idempotency-Key": "cam1-0002"}).json()["decision"] == "fail"
+
+
+def test_field_given_twice_is_refused_rather_than_chosen(client: httpx.Client) -> None:
+    response = client.post("/frames?serial=one&serial=two", content=GOOD, headers={"Content-Type": "image/png"})
+    assert response.status_code == 422
+    assert "given more than once" in response.json()["error"]
+    assert parts(client) == 0
+
+
+def test_idempotency_key_used_again_for_another_part_does_not_bring_an_old_pass(client: httpx.Client) -> None:
+    key = {"Idempotency-Key": "1"}
+    assert post(client, headers=key).json()["decision"] == "pass"
+    bad = post(client, BAD, headers=key).json()
+    assert (bad["decision"], bad["repeated"]) == ("fail", False)
+    other = post(client, params={"serial": "B-2"}, headers=key).json()
+    assert (other["serial"], other["repeated"]) == ("B-2", False)
+    assert parts(client) == 3
 
 
 def test_view_that_the_recipe_does_not_know_is_undecided(client: httpx.Client) -> None:

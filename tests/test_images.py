@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_lossless_formats_give_the_very_pixels(image_format: str) -> None:
         pixels, found, _ = decode_image(encode(picture, image_format))
         assert found is pixel_format
         np.testing.assert_array_equal(pixels, np.asarray(picture))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}])
+def test_jpeg_gives_the_pixels_that_pillow_gives(options: dict[str, object]) -> None:
+    for picture in (GREY_PICTURE, COLOUR_PICTURE):
+        data = encode(picture, "JPEG", **options)
+        np.testing.assert_array_equal(decode_image(data)[0], np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_orientation_tag_is_not_followed() -> None:

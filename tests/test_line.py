@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -188,6 +189,19 @@ def test_a_full_disk_stops_the_line_says_so_and_loses_nothing(
     wait_until(lambda: mes.sequences == set(range(1, 606)), 60, "every verdict, once there is room again")
     assert station.live.line_stop is None
     assert station.not_ready() is None
+
+
+def test_a_store_that_is_deleted_under_the_station_stops_the_line(make_station: MakeStation, tmp_path: Path) -> None:
+    station = make_station(NO_BROKER, more="[evidence]\nmin_free_mib = 0\n[limits]\nstop_timeout_s = 1\n")
+    for future in submit(station, 3):
+        future.result(30)
+    shutil.rmtree(station.settings.station.store)
+    late = submit(station, 1, start=3)[0]
+    wait_until(lambda: station.live.line_stop is not None)
+    assert "removed or replaced under the running station" in str(station.not_ready())
+    assert not late.done(), "no pass is told that would be gone after a restart"
+    assert b"linegate_disk_free_bytes" in station.metrics.exposition()
+    assert station.stop() == 1
 
 
 def test_a_stopping_station_takes_no_more_parts(make_station: MakeStation) -> None:

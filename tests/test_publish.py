@@ -13,6 +13,7 @@ import pytest
 
 from conftest import TOPIC, MakeStation, Mes, Mosquitto, free_port, require, submit, wait_until
 from linegate.errors import SettingsError
+from linegate_edge import mqtt_connection, publish
 from linegate_edge.message import StateMessage, VerdictMessage
 
 
@@ -125,8 +126,6 @@ def test_a_broker_that_takes_connections_and_says_nothing_is_left(make_station: 
 def test_a_loop_that_died_is_built_anew(
     mosquitto: Mosquitto, mes: Mes, make_station: MakeStation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from linegate_edge import mqtt_connection
-
     station = make_station(mosquitto.port)
     wait_until(lambda: station.live.broker.connected)
     first = station.publisher._loop
@@ -150,8 +149,6 @@ def test_a_loop_that_died_is_built_anew(
 def test_a_loop_that_hangs_is_given_up_and_nothing_is_lost(
     mosquitto: Mosquitto, mes: Mes, make_station: MakeStation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from linegate_edge import mqtt_connection, publish
-
     monkeypatch.setattr(publish, "_HANG_MARGIN_S", 0.5)
     station = make_station(mosquitto.port, more="connect_timeout_s = 0.5\n[evidence]\nmin_free_mib = 0\n")
     wait_until(lambda: station.live.broker.connected)
@@ -169,6 +166,12 @@ def test_a_loop_that_hangs_is_given_up_and_nothing_is_lost(
     wait_until(lambda: mes.sequences == {1, 2, 3, 4, 5}, what="the verdicts from the new loop")
     release.set()
     wait_until(lambda: not first.is_alive(), what="the old loop to end")
+
+
+def test_no_two_stations_share_a_client_id() -> None:
+    ids = {mqtt_connection.client_id(topic) for topic in ("a-b/c/d/e/f", "a/b-c/d/e/f", "a/b/c/d/e-f", "ä/b/c/d/e")}
+    assert len(ids) == 4
+    assert all(len(item) == 23 and item.isascii() and item.isalnum() for item in ids)
 
 
 def test_an_old_broker_is_spoken_to_in_its_language(mosquitto: Mosquitto, mes: Mes, make_station: MakeStation) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeStation, free_port, station_toml
+from linegate.cli import main
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
@@ -41,6 +42,25 @@ def settings(tmp_path: Path, spot_package: Path) -> Path:
 def test_a_wrong_setting_is_told(settings: Path, old: str, new: str, words: str) -> None:
     settings.write_text(settings.read_text().replace(old, new))
     assert_one_line(run(settings), words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--port", "99999"],
+        ["demo", "--port", "-1"],
+        ["demo", "--parts", "0"],
+        ["demo", "--parts", "many"],
+        ["bench", "line", "--model", "m", "--workers", "-3"],
+        ["inspect", "p.png", "--model", "m", "--max-megapixels", "nan"],
+        ["inspect", "p.png", "--model", "m", "--max-megapixels", "-1"],
+    ],
+)
+def test_an_option_out_of_range_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "expected a" in capsys.readouterr().err
 
 
 def test_a_missing_settings_file_is_told(tmp_path: Path) -> None:

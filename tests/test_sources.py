@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from conftest import MakeStation, Mosquitto, encode, free_port, spot_picture, wait_until
-from linegate.errors import LinegateError
+from linegate.errors import LinegateError, StoreError
 from linegate_edge.station import Station
 from linegate_edge.store import DATABASE_FILE, StoreReader
 from simulators.network_camera import NetworkCamera
@@ -108,6 +108,38 @@ def test_a_torn_file_is_undecided_and_the_next_is_judged(frames: Path, make_stat
     assert (shown["passed"], shown["undecided"]) == (1, 2)
 
 
+def test_a_file_name_that_is_no_utf_8_is_judged_and_readable(frames: Path, make_station: MakeStation) -> None:
+    (Path(os.fsdecode(os.fsencode(frames) + b"/teil-\xe4-7.png"))).write_bytes(encode(spot_picture(defect=False)))
+    station = make_station(NO_BROKER, more=folder_source(frames))
+    wait_until(lambda: station.live.snapshot()["parts"] == 1)
+    assert serials(station) == ["teil-\\udce4-7"]
+
+
+def test_a_link_that_leads_nowhere_does_not_blind_the_camera(frames: Path, make_station: MakeStation) -> None:
+    (frames / "loop.png").symlink_to("loop.png")
+    (frames / "dangling.png").symlink_to("nowhere.png")
+    put(frames, "a.png")
+    station = make_station(NO_BROKER, more=folder_source(frames))
+    wait_until(lambda: station.live.snapshot()["parts"] == 1)
+    assert station.not_ready() is None
+
+
+def test_a_file_that_could_not_be_handed_over_is_found_again(
+    frames: Path, make_station: MakeStation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = iter([True])
+
+    def knows_origin(self: StoreReader, origin: str) -> bool:
+        if next(broken, False):
+            raise StoreError("the store cannot be read: busy")
+        return False
+
+    monkeypatch.setattr(StoreReader, "knows_origin", knows_origin)
+    put(frames, "a.png")
+    station = make_station(NO_BROKER, more=folder_source(frames))
+    wait_until(lambda: station.live.snapshot()["parts"] == 1)
+
+
 def test_a_missing_folder_is_told_looked_for_and_found(tmp_path: Path, make_station: MakeStation) -> None:
     folder = tmp_path / "later"
     station = make_station(NO_BROKER, more=folder_source(folder))
@@ -167,7 +199,7 @@ def test_a_missing_camera_is_told_in_one_line_and_the_station_goes_on(make_stati
     more = f'{LIMITS}[[source]]\nkind = "opencv"\naddress = "{address}"\ncamera = "top"\nreconnect_s = 0.2\n'
     station = make_station(NO_BROKER, more=more)
     wait_until(lambda: station.not_ready() is not None, 30)
-    assert f"camera top: {address}: cannot be opened" in str(station.not_ready())
+    assert f"{address}: cannot be opened" in str(station.not_ready())
     assert "\n" not in str(station.not_ready())
     assert station.line.alive
 

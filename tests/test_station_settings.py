@@ -41,7 +41,12 @@ def test_relative_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) ->
         ("[mqtt]\nport = 70000\n", "key 'mqtt.port'"),
         ("[evidence]\npassed_share = 1.5\n", "key 'evidence.passed_share'"),
         ("[recipe]\nthreshold = nan\n", "key 'recipe.threshold'"),
-        ('[[source]]\nkind = "usb"\n', "'folder', 'opencv'"),
+        ('[[source]]\nkind = "usb"\n', "key 'source.0.kind': expected one of 'folder', 'opencv', got 'usb'"),
+        ('[[source]]\npath = "x"\n', "key 'source.0.kind' is missing"),
+        ("[evidence]\nmax_gib = inf\n", "key 'evidence.max_gib'"),
+        ("[evidence]\nretention_days = 1000000\n", "key 'evidence.retention_days'"),
+        ('[[source]]\nkind = "folder"\npath = "~nobody-there/x"\n', "no such user's home folder"),
+        ('[[source]]\nkind = "folder"\npath = "a\\u0000b"\n', "cannot hold a NUL character"),
         ('[[source]]\nkind = "folder"\n', "path' is missing"),
         ("[mqtt\n", "not valid TOML"),
         (
@@ -58,10 +63,24 @@ def test_a_mistake_is_named_with_its_key_and_the_mend(tmp_path: Path, addition: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("topic", ["tiles", "a/b/c/d", "a/b/c/d/e/f", "a/b//d/e", "a/b/+/d/e", "a/b/c/d/#"])
+@pytest.mark.parametrize("topic", ["tiles", "a/b/c/d", "a/b/c/d/e/f", "a/b//d/e", "a/b/+/d/e", "a/b/c/d/#", "$SYS/b/c/d/e"])
 def test_a_topic_has_five_plain_levels(tmp_path: Path, topic: str) -> None:
     with pytest.raises(SettingsError, match="enterprise/site/area/line/station"):
         load(tmp_path, SMALLEST.replace("acme/graz/press/line-1/tiles", topic))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_text(SMALLEST, encoding="utf-8-sig")
+    assert load_station(tmp_path / "bom.toml").station.topic == "acme/graz/press/line-1/tiles"
+
+
+@pytest.mark.parametrize(
+    ("address", "becomes"),
+    [("line.avi", "{folder}/line.avi"), ("/dev/video0", "/dev/video0"), ("0", "0"), ("rtsp://cam/1", "rtsp://cam/1")],
+)
+def test_a_video_file_is_looked_for_beside_the_settings(tmp_path: Path, address: str, becomes: str) -> None:
+    settings = load(tmp_path, SMALLEST + f'[[source]]\nkind = "opencv"\naddress = "{address}"\n')
+    assert settings.source[0].address == becomes.format(folder=tmp_path)  # type: ignore[union-attr]
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:

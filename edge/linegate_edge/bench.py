@@ -238,7 +238,7 @@ def _listen(port: int, ready: Any) -> None:
 def _print_table(result: dict[str, Any]) -> None:
     print(f"package {result['package']}, {result['size_wh'][0]} × {result['size_wh'][1]}, {result['workers']} workers")
     print(f"bare session.run     {result['bare_per_second']:>9.1f} frames/s")
-    print(f"whole chain          {result['chain_per_second']:>9.1f} parts/s   ratio {result['ratio']:.3f}")
+    print(f"whole chain          {result['chain_per_second']:>9.1f} parts/s   ratio {result['ratio']:.3f} (median of rounds)")
     print(f"peak memory          {result['peak_rss_mib']:>9.1f} MiB")
     for stage, values in result["latency_ms"].items():
         print(f"  {stage:<18} " + "  ".join(f"{name} {value:.3f} ms" for name, value in values.items()))

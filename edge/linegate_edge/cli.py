@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def register(commands: Any) -> None:
     demo.add_argument("--parts", type=_count, metavar="N", help="end after N parts (default: go on until Ctrl-C)")
     demo.add_argument("--headless", action="store_true", help="as fast as the line goes, not at a pace to watch")
     demo.add_argument("--json", action="store_true", help="print the counts as one JSON object in the last line")
-    demo.add_argument("--port", type=int, help="port of the page; 0 takes a free one (default: 8080 if free)")
+    demo.add_argument("--port", type=_port, help="port of the page; 0 takes a free one (default: 8080 if free)")
     demo.add_argument("--model", type=Path, metavar="PACKAGE", help="another model package for the demo's photographs")
     demo.set_defaults(run=_demo)
 
@@ -38,7 +39,7 @@ def register(commands: Any) -> None:
     )
     line.add_argument("--model", required=True, type=Path, metavar="PACKAGE", help="the model package")
     line.add_argument("--parts", type=_count, default=2000, metavar="N", help="parts of each kind (default: 2000)")
-    line.add_argument("--workers", type=int, default=0, help="worker threads; 0 is one a core (default: 0)")
+    line.add_argument("--workers", type=_workers, default=0, help="worker threads; 0 is one a core (default: 0)")
     line.add_argument("--fail-share", type=float, default=0.05, help="share of parts that fail (default: 0.05)")
     line.add_argument("--frames", type=Path, metavar="DIR", help="photographs to use (default: the package's own frames)")
     line.add_argument("--json", action="store_true", help="print one JSON object in the last line")
@@ -80,11 +81,31 @@ def _bench_line(arguments: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {count}")
-    return count
+    return _whole_number(text, 1, 1_000_000_000)
+
+
+def _workers(text: str) -> int:
+    return _whole_number(text, 0, 256)
+
+
+def _port(text: str) -> int:
+    return _whole_number(text, 0, 65_535)
+
+
+def _whole_number(text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+    return number
 
 
 def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    # UTC, as in the messages: a log is read beside them.
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)

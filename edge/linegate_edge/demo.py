@@ -84,6 +84,9 @@ def find_photographs(package: ModelPackage) -> list[Photograph]:
     if spec is None or not spec.submodule_search_locations:
         raise StationError("the demo's photographs are not installed: pip install 'linegate[demo]'")
     folder = Path(spec.submodule_search_locations[0]) / "data"
+    if package.manifest.dataset.name != "elpv":
+        text = f"was trained on '{package.manifest.dataset.name}', the demo streams elpv: choose a package trained on that"
+        raise StationError(f"{package.location}: {text}")
     if SPLIT_FILE not in package.files:
         raise StationError(f"{package.location}: has no {SPLIT_FILE}, so nobody knows what it never saw: choose another")
     by_truth: dict[bool, list[Photograph]] = {False: [], True: []}

@@ -66,6 +66,7 @@ class EvidenceFolder:
             data, media_type = encode_png(item.image, item.pixel_format), "image/png"
         else:
             return None
+        self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
         free_mib = self.free_bytes() / 2**20
         if free_mib < self.settings.min_free_mib:
             text = f"{free_mib:.0f} MiB free, {self.settings.min_free_mib} MiB are kept for verdicts"
@@ -81,7 +82,7 @@ class EvidenceFolder:
             if target.exists():
                 os.utime(target)  # wanted again: retention keeps its hands off until the new verdict is stored
                 return
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self.folder)
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -205,7 +205,8 @@ class Line:
             try:
                 self._commit(batch)
             except Exception as error:
-                log.exception("%d verdicts could not be stored", len(batch))
+                # A store that refuses was told of as line stop already; anything else is a defect, and wants its traceback.
+                log.error("%d verdicts could not be stored", len(batch), exc_info=not isinstance(error, StoreError))
                 pending = [job for job, _ in batch if not job.done.done()]
                 self._unstored += len(pending)
                 for job in pending:

@@ -11,6 +11,7 @@ a watchdog can tell a loop that hangs from one that has nothing to do. When to c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import select
 import socket
@@ -74,6 +75,14 @@ class LoopState:
         return self.abandoned.is_set() or self.stopping.is_set()
 
 
+def client_id(station_topic: str) -> str:
+    """Return a station's MQTT client id: always the same, so that a restart takes the old session's place and its last will.
+
+    23 letters and digits, which every broker must take (MQTT 5, 3.1.3.1), and no two topics share one.
+    """
+    return "linegate" + hashlib.sha256(station_topic.encode()).hexdigest()[:15]
+
+
 class DisconnectedError(Exception):
     """The connection is over; the text says why."""
 
@@ -103,7 +112,7 @@ class Connection:
     def _make_client(self) -> mqtt.Client:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
-            client_id="linegate-" + self._link.station_topic.replace("/", "-"),
+            client_id=client_id(self._link.station_topic),
             protocol=mqtt.MQTTv5 if self._is_v5 else mqtt.MQTTv311,
             reconnect_on_failure=False,
         )

@@ -17,14 +17,31 @@ from linegate.settings import Settings, load_toml
 def _resolve(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str | Path):
         return value
+    if "\0" in str(value):
+        raise ValueError("a path cannot hold a NUL character")
     folder = (info.context or {}).get("folder", Path())
-    return Path(folder) / Path(value).expanduser()
+    try:
+        return Path(folder) / Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError("no such user's home folder") from error
+
+
+def _resolve_address(value: object, info: ValidationInfo) -> object:
+    """Resolve what names a file as any path; a device number and an address with a scheme stay as they are."""
+    if not isinstance(value, str) or not value or value.isdigit() or "://" in value:
+        return value
+    return str(_resolve(value, info))
 
 
 def _check_levels(topic: str) -> str:
     levels = topic.split("/")
-    if len(levels) != 5 or not all(level.strip() for level in levels) or any(sign in topic for sign in "+#\0"):
-        raise ValueError("expected enterprise/site/area/line/station, five names without '+' or '#'")
+    if (
+        len(levels) != 5
+        or not all(level.strip() for level in levels)
+        or any(sign in topic for sign in "+#\0")
+        or topic[0] == "$"
+    ):
+        raise ValueError("expected enterprise/site/area/line/station, five names without '+', '#' or a leading '$'")
     return topic
 
 
@@ -70,7 +87,7 @@ class OpenCVSource(Settings):
     """`[[source]] kind = "opencv"`: a video file, an RTSP address or a V4L2 device, every frame a part."""
 
     kind: Literal["opencv"]
-    address: Name
+    address: Annotated[Name, BeforeValidator(_resolve_address)]
     camera: Name = "camera"
     reconnect_s: float = Field(default=2.0, gt=0, le=3600)
     max_frames_per_second: float | None = Field(default=None, gt=0, le=10_000)
@@ -98,8 +115,8 @@ class EvidenceSection(Settings):
     """`[evidence]`: which frames are kept, and for how long. A part that did not pass is always kept."""
 
     passed_share: float = Field(default=0.01, ge=0, le=1)
-    retention_days: float = Field(default=90, gt=0)
-    max_gib: float = Field(default=20, gt=0)
+    retention_days: float = Field(default=90, gt=0, le=36_500)
+    max_gib: float = Field(default=20, gt=0, le=1_000_000)
     min_free_mib: int = Field(default=512, ge=0)
 
 

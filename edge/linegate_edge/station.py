@@ -8,6 +8,7 @@ each part in hand still gets its verdict.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -108,7 +109,7 @@ class Station:
                 host_names=settings.http.names,
             )
             self.metrics.outbox_pending.set_function(self.outbox_pending)
-            self.metrics.disk_free_bytes.set_function(self._evidence.free_bytes)
+            self.metrics.disk_free_bytes.set_function(self._free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
             self._package = package
             self._started = self._stopped = False
@@ -146,6 +147,8 @@ class Station:
         self._http.start()
         for camera in self.cameras:
             camera.start()
+        if not _is_loopback(self.settings.http.host):
+            log.warning("the page at %s has no login and is open to the network: see [http] host", self.address)
         log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
 
     def stop(self) -> int:
@@ -214,6 +217,12 @@ class Station:
         with self._reader_lock:
             return self._reader.outbox_count()
 
+    def _free_bytes(self) -> float:
+        try:
+            return self._evidence.free_bytes()
+        except OSError:  # the folder is gone: one missing number must not hide all others
+            return float("nan")
+
     def _knows_origin(self, origin: str) -> bool:
         with self._reader_lock:
             return self._reader.knows_origin(origin)
@@ -222,6 +231,13 @@ class Station:
         if isinstance(source, FolderSource):
             return FolderCamera(source, self.line.submit, self.metrics, self._knows_origin, self._max_pixels)
         return OpenCVCamera(source, self.line.submit, self.metrics, self._knows_origin, self.boot_id, self._max_pixels)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _make_recipe(settings: StationSettings, inspector: Inspector) -> tuple[Recipe, str]:

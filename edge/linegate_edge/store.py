@@ -99,6 +99,7 @@ class Store:
             self._db.set_busy_timeout(5_000)
             self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
             self._migrate(station_topic)
+            self._identity = _identity(self.path)
             row = _one(self._db, "SELECT coalesce(max(sequence), 0) FROM verdict")
             self.last_sequence: int = row[0]
         except BaseException as error:
@@ -135,6 +136,9 @@ class Store:
         """
         recorded: list[Recorded] = []
         sequence = self.last_sequence
+        if _identity(self.path) != self._identity:
+            # SQLite would go on writing into a file that has no name any more, and all of it would be gone at the end.
+            raise StoreError(f"{self.path}: was removed or replaced under the running station: stop it and restore the store")
         try:
             with self._transaction():
                 for new in verdicts:
@@ -275,6 +279,15 @@ class StoreReader:
             return list(self._db.execute(query, values))
         except apsw.Error as error:
             raise StoreError(f"{self._path}: the store cannot be read: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file, or None where it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _one(db: apsw.Connection, query: str) -> tuple[Any, ...]:

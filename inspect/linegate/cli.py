@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +34,9 @@ _VIEW = "photo"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 must not end the run
     try:
         parser = build_parser()
         chosen = parser.parse_args(arguments)
@@ -70,7 +75,9 @@ def _register_inspect(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of the table")
     parser.add_argument("--overlay", type=Path, metavar="DIR", help="write each picture with its heat map there")
     parser.add_argument("--provider", default="auto", help=f"auto, {', '.join(PROVIDERS)} (default: auto)")
-    parser.add_argument("--max-megapixels", type=float, default=MAX_PIXELS / 1e6, help="refuse larger (default: %(default)g)")
+    parser.add_argument(
+        "--max-megapixels", type=_megapixels, default=MAX_PIXELS / 1e6, help="refuse larger (default: %(default)g)"
+    )
     parser.set_defaults(run=_inspect)
 
 
@@ -106,7 +113,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _find_photos(named: Iterable[Path]) -> Iterator[Path]:
     for path in named:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found = sorted(p for p in path.rglob("*") if _is_picture(p))
             if not found:
                 raise SettingsError(f"{path}: no pictures in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
             yield from found
@@ -114,6 +121,21 @@ def _find_photos(named: Iterable[Path]) -> Iterator[Path]:
             yield path
         else:
             raise SettingsError(f"{path}: no such file or folder")
+
+
+def _is_picture(path: Path) -> bool:
+    """Say whether a file is taken from a folder: by its suffix, and not a hidden one, as some systems leave beside each."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _megapixels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 170:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 170, got {text!r}")
+    return value
 
 
 def _judge(path: Path, index: int, inspector: Inspector, max_pixels: int) -> _Judged:
@@ -135,7 +157,7 @@ def _write_overlay(judged: _Judged, folder: Path, index: int, inspector: Inspect
     map_threshold = inspector.package.manifest.thresholds.map
     picture = draw_overlay(judged.frame, judged.prediction, judged.verdict.decision, map_threshold)
     # Numbered, since two folders may hold pictures of one name.
-    target = folder / f"{index:05d}-{judged.path.stem}-{judged.verdict.decision}.jpg"
+    target = folder / f"{index:05d}-{judged.path.stem[:80]}-{judged.verdict.decision}.jpg"
     try:
         target.write_bytes(encode_jpeg(picture, PixelFormat.RGB8))
     except OSError as error:

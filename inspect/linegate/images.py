@@ -14,12 +14,17 @@ from typing import Final
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image as PillowImage
 
 from linegate.errors import ImageError
 from linegate.stages import Image, PixelFormat, Reason
 
-IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+IMAGE_SUFFIXES: Final = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
+)
+# Pillow warns of large pictures; the limit below is ours, and stricter.
+warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 _MEDIA_TYPES: Final = {
     "PNG": "image/png",
@@ -65,27 +70,34 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image, P
     """
     if not data:
         raise ImageError(Reason.IMAGE_EMPTY, "the image has no bytes: check that the camera or copy has finished writing")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit below is ours, and stricter
+    try:
+        picture = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
+    except PillowImage.DecompressionBombError:
+        raise _too_large(f"more than {2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,} pixels", max_pixels) from None
+    except Exception as error:
+        known = "PNG, JPEG, BMP, TIFF, WebP or PNM"
+        head = data[:4].hex(" ")
+        text = f"not a readable {known} picture ({len(data)} bytes beginning {head}): send one of these formats"
+        raise ImageError(Reason.IMAGE_UNREADABLE, text) from error
+    with picture:
+        _check_header(picture, max_pixels)
+        # A camera's JPEG with a second picture behind the first (MPO) is a JPEG here: the first is the part.
+        kind = "JPEG" if picture.format == "MPO" else str(picture.format)
         try:
-            picture = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
-        except PillowImage.DecompressionBombError:
-            raise _too_large(f"more than {2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,} pixels", max_pixels) from None
+            pixels = _decode_jpeg(data, picture.mode) if kind == "JPEG" else np.asarray(picture)
         except Exception as error:
-            known = "PNG, JPEG, BMP, TIFF, WebP or PNM"
-            head = data[:4].hex(" ")
-            text = f"not a readable {known} picture ({len(data)} bytes beginning {head}): send one of these formats"
-            raise ImageError(Reason.IMAGE_UNREADABLE, text) from error
-        with picture:
-            _check_header(picture, max_pixels)
-            try:
-                picture.load()
-            except Exception as error:
-                text = f"the {picture.format} picture is torn or damaged after {len(data)} bytes ({error}): send it again"
-                raise ImageError(Reason.IMAGE_TRUNCATED, text) from error
-            pixels: Image = np.asarray(picture)
-            media_type = _MEDIA_TYPES[str(picture.format)]
-    return pixels, PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.RGB8, media_type
+            text = f"the {kind} picture is torn or damaged after {len(data)} bytes ({error}): send it again"
+            raise ImageError(Reason.IMAGE_TRUNCATED, text) from error
+    return pixels, PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.RGB8, _MEDIA_TYPES[kind]
+
+
+def _decode_jpeg(data: bytes, mode: str) -> Image:
+    """Return the pixels of a JPEG, by a decoder that takes libjpeg's warnings for what they are.
+
+    Pillow and OpenCV fill up what is missing with grey and say nothing, where the end of the file looks whole.
+    """
+    pixels: Image = simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
+    return pixels[..., 0] if mode == "L" else pixels
 
 
 def _check_header(picture: PillowImage.Image, max_pixels: int) -> None:

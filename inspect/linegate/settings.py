@@ -21,7 +21,7 @@ from linegate.errors import SettingsError
 class Settings(BaseModel):
     """Base of all settings: frozen, strict, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
@@ -34,7 +34,7 @@ def load_toml(path: Path, model: type[SettingsT]) -> SettingsT:
         SettingsError: the file is missing, is no TOML, or does not fit `model`; the text names file and key.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -70,6 +70,12 @@ def _describe_one(detail: Any, model: type[BaseModel]) -> str:
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{nearest[0]}'?" if nearest else f"known keys: {', '.join(sorted(known))}"
         return f"unknown key '{key}': {hint}"
+    if kind == "union_tag_not_found":
+        return f"key '{key}.{detail['ctx']['discriminator'].strip(chr(39))}' is missing"
+    if kind == "union_tag_invalid":
+        context = detail["ctx"]
+        name = context["discriminator"].strip(chr(39))
+        return f"key '{key}.{name}': expected one of {context['expected_tags']}, got '{context['tag']}'"
     if kind == "missing":
         return f"key '{key}' is missing"
     value = repr(detail["input"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -90,6 +91,7 @@ class FrameIntake:
             HTTPException: the request is malformed, or there is no verdict within `wait_s`.
         """
         self._check_open()
+        _refuse_repeated(request)
         captured_at = utc_now()
         try:
             async with asyncio.timeout(self._wait_s):
@@ -168,7 +170,7 @@ class FrameIntake:
             carrier=fields.carrier,
             attempt=fields.attempt,
         )
-        origin = None if idempotency_key is None else f"http:{idempotency_key}"
+        origin = None if idempotency_key is None else _origin(idempotency_key, fields, upload.data)
         if upload.data is None:
             mend = "raise [http] max_upload_mib or send a smaller picture"
             text = f"the picture has more than {self._max_upload_bytes:,} bytes: {mend}"
@@ -185,6 +187,23 @@ class FrameIntake:
             max_pixels=self._max_pixels,
             origin=origin,
         )
+
+
+def _origin(idempotency_key: str, fields: FrameFields, data: bytes | None) -> str:
+    """Return what makes two requests the same frame: the key, with what was said and shown.
+
+    A controller that counts its keys from 1 again after a restart must get a new verdict for a new part, not an old pass.
+    """
+    content = hashlib.sha256(fields.model_dump_json().encode())
+    content.update(b"too large" if data is None else data)
+    return f"http:{idempotency_key}:{content.hexdigest()}"
+
+
+def _refuse_repeated(request: Request) -> None:
+    names = [name for name, _ in request.query_params.multi_items()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise HTTPException(422, f"given more than once, so that nobody knows which counts: {', '.join(twice)}")
 
 
 def _merge(query: FrameFields, form: Mapping[str, str]) -> FrameFields:

@@ -7,7 +7,9 @@ deleted. A folder is scanned by polling, for inotify is silent on network shares
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,7 @@ from linegate_edge.settings import FolderSource
 from linegate_edge.sources.camera import VIEW, Camera, CameraMissingError, KnowsOrigin, Submit
 from linegate_edge.sources.encoded import capture_from_bytes
 
+log = logging.getLogger("linegate.source")
 _POLL_S: Final = 0.1
 _RETRY_S: Final = 1.0
 
@@ -35,6 +38,7 @@ class FolderCamera(Camera):
         super().__init__(settings.camera, submit, metrics, _RETRY_S)
         self._settings, self._knows_origin, self._max_pixels = settings, knows_origin, max_pixels
         self._taken: dict[str, tuple[int, int]] = {}
+        self._unreadable: set[str] = set()
         self._sequence = 0
 
     def deliver(self, submit: Submit) -> bool:
@@ -74,41 +78,55 @@ class FolderCamera(Camera):
                 if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
                     try:
                         status = entry.stat()
-                    except FileNotFoundError:  # gone between the listing and the look
+                    except FileNotFoundError:  # gone between the listing and the look, or a link to nowhere
+                        continue
+                    except OSError as error:
+                        self._complain(entry.name, error)
                         continue
                     state = (status.st_mtime_ns, status.st_size)
-                    if self._taken.get(entry.name) != state and entry.is_file():
+                    if self._taken.get(entry.name) != state and stat.S_ISREG(status.st_mode):
                         found[entry.name] = state
         return found
+
+    def _complain(self, name: str, error: OSError) -> None:
+        """Say once that an entry of the folder cannot be looked at; the others are not held up by it."""
+        if name not in self._unreadable:
+            self._unreadable.add(name)
+            log.warning("camera %s: %s cannot be read (%s) and is left out", self.camera, _printable(name), error.strerror)
 
     @staticmethod
     def _since(before: tuple[int, int, float] | None, state: tuple[int, int], now: float) -> float:
         return before[2] if before is not None and before[:2] == state else now
 
     def _take(self, name: str, mtime_ns: int, size: int, submit: Submit) -> None:
+        origin = f"folder:{self.camera}:{_printable(name)}:{mtime_ns}:{size}"
+        if not self._knows_origin(origin):
+            submit(self._capture(name, origin))
+        # Only now: what was not handed over is found again by the next scan.
         self._taken[name] = (mtime_ns, size)
-        origin = f"folder:{self.camera}:{name}:{mtime_ns}:{size}"
-        if self._knows_origin(origin):
-            return
+
+    def _capture(self, name: str, origin: str) -> Capture:
         self._sequence += 1
         path = self._settings.path / name
-        part, now = Part(path.stem, "filename"), utc_now()
+        part, now = Part(_printable(path.stem), "filename"), utc_now()
         try:
             data = path.read_bytes()
         except OSError as error:
-            text = f"{path}: cannot be read: {error.strerror}"
+            text = f"{_printable(str(path))}: cannot be read: {error.strerror}"
             fault = FrameFault(Reason.IMAGE_UNREADABLE, text, str(uuid4()), self.camera, VIEW, self._sequence, now)
-            submit(Capture(part, fault, origin))
-            return
-        submit(
-            capture_from_bytes(
-                data,
-                part=part,
-                camera=self.camera,
-                view=VIEW,
-                sequence=self._sequence,
-                captured_at=now,
-                max_pixels=self._max_pixels,
-                origin=origin,
-            )
+            return Capture(part, fault, origin)
+        return capture_from_bytes(
+            data,
+            part=part,
+            camera=self.camera,
+            view=VIEW,
+            sequence=self._sequence,
+            captured_at=now,
+            max_pixels=self._max_pixels,
+            origin=origin,
         )
+
+
+def _printable(name: str) -> str:
+    """Return a file name as text that any message can carry: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
