@@ -214,6 +214,23 @@ def test_fetching_into_a_file_or_under_one_is_refused(
     assert file.read_text() == "mine"
 
 
+def test_variable_that_names_a_locked_folder_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "linegate.cli", "data", "verify", "elpv"]
+    if os.geteuid() == 0:
+        rights = "-dac_override,-dac_read_search"
+        bound = ["setpriv", "--bounding-set", rights, "--inh-caps", rights]
+        if shutil.which("setpriv") is None or subprocess.run([*bound, "true"], check=False).returncode != 0:
+            pytest.skip("root may look everywhere, and setpriv cannot take that right from it here")
+        command = [*bound, *command]
+    (tmp_path / "locked").mkdir(mode=0)
+    where = {**os.environ, "LINEGATE_DATA": str(tmp_path / "locked/data")}
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, env=where)
+    assert shown.returncode == 2
+    assert shown.stderr.splitlines() == [
+        f"linegate: {tmp_path / 'locked/data/elpv'}: cannot be looked into (Permission denied): name another LINEGATE_DATA"
+    ]
+
+
 def test_fetch_makes_the_folder_that_the_variable_names_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

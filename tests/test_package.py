@@ -119,3 +119,9 @@ def test_a_model_that_computes_otherwise_is_refused_at_load(package: Path) -> No
     write_package(package, loaded.manifest, files | {MODEL_FILE: altered})
     with pytest.raises(ParityError, match="differs"):
         Inspector(ModelPackage.load(package))
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(PackageError, match="the package cannot be written"):
+        write_spot_package(tmp_path / "file" / "package")

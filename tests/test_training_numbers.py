@@ -49,6 +49,41 @@ def test_clopper_pearson_gives_the_tabulated_bounds(events: int, trials: int, lo
     assert clopper_pearson(events, trials) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_interval_of_an_auroc_has_a_width_at_its_ends_and_is_skewed_inwards() -> None:
+    for defects, goods in ((5, 10), (1, 1), (400, 20)):
+        low, high = auroc_interval(1.0, defects, goods) or (0.0, 0.0)
+        assert 0.0 < low < 0.99
+        assert high == 1.0
+        # Good and defective exchanged is the same question asked the other way round.
+        assert auroc_interval(0.0, goods, defects) == pytest.approx((0.0, 1.0 - low))
+    low, high = auroc_interval(0.5, 30, 30) or (0.0, 0.0)
+    assert low + high == pytest.approx(1.0)
+    assert 0.3 < low < 0.4
+    low, high = auroc_interval(0.95, 20, 50) or (0.0, 0.0)
+    assert 0.95 - low > 2 * (high - 0.95) > 0
+    wide, narrow = auroc_interval(0.9, 10, 10), auroc_interval(0.9, 1000, 1000)
+    assert wide is not None
+    assert narrow is not None
+    assert wide[0] < narrow[0] < 0.9 < narrow[1] < wide[1] <= 1.0
+
+
+@pytest.mark.parametrize(("defects", "goods"), [(5, 10), (20, 50), (100, 20)])
+@pytest.mark.parametrize("true", [0.6, 0.8, 0.95])
+def test_interval_of_an_auroc_holds_the_true_one_in_about_nineteen_of_twenty_draws(
+    defects: int, goods: int, true: float
+) -> None:
+    from scipy.stats import norm
+
+    random = np.random.default_rng(0)
+    shift = float(np.sqrt(2) * norm.ppf(true))
+    inside = 0
+    for _ in range(300):
+        seen = (random.normal(shift, 1, (defects, 1)) > random.normal(size=goods)).mean()
+        low, high = auroc_interval(float(seen), defects, goods) or (1.0, 0.0)
+        inside += low <= true <= high
+    assert inside / 300 >= 0.92
+
+
 def test_pixel_curve_of_a_perfect_a_useless_and_an_inverted_map() -> None:
     truth = np.zeros((8, 8), np.int32)
     truth[2:4, 2:4] = 1

@@ -5,7 +5,11 @@ The photographs are made up: grey parts with grain, some with a bright scratch.
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +23,16 @@ from linegate.errors import DataError, ParityError, SettingsError
 from linegate.infer import Inspector, prepare
 from linegate.package import InputSpec, ModelPackage
 from linegate.settings import parse
+from linegate_training.card import table, write_card
 from linegate_training.data.fetch import open_parts
 from linegate_training.data.folder import read_folder
-from linegate_training.data.parts import read_part
+from linegate_training.data.parts import Sample, read_part
 from linegate_training.data.splits import split_goods
 from linegate_training.evaluate import evaluate
 from linegate_training.export import parity_samples, prove, to_onnx
 from linegate_training.models.good_only import FeatureNet, GoodOnlyNet, Units
 from linegate_training.settings import TrainSettings
-from linegate_training.train import extract, fit, train
+from linegate_training.train import extract, fit, split_csv, train
 
 GOODS = 24
 FAST = TrainSettings(size_px=128, cross_fit_folds=3)
@@ -164,6 +169,80 @@ def test_evaluate_without_test_parts_is_refused(package: ModelPackage, tmp_path:
     make_set(tmp_path, goods=1, tests=0)
     with pytest.raises(DataError, match="no test images"):
         evaluate(package, read_folder(tmp_path))
+
+
+def test_test_set_alone_is_measured(
+    package: ModelPackage, parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("test", "ground_truth"):
+        shutil.copytree(parts_folder / name, tmp_path / "fresh" / name)
+    assert cli.main(["evaluate", str(package.location), str(tmp_path / "fresh"), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert values["image_auroc"] == pytest.approx(package.manifest.metrics["test"]["image_auroc"])
+    assert values["seen_in_training"] == 0
+    line = refused(["evaluate", str(package.location), str(tmp_path / "fresh/test")], capsys)
+    assert "name the folder that holds test/good" in line
+
+
+def test_evaluate_refuses_a_variable_that_names_no_folder(
+    package: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LINEGATE_DATA", str(tmp_path / "missing"))
+    line = refused(["evaluate", str(package.location), "elpv"], capsys)
+    assert f"LINEGATE_DATA names no folder: {tmp_path / 'missing'}" in line
+
+
+def test_test_images_seen_in_training_are_told(
+    package: ModelPackage, parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert package.manifest.metrics["test"]["seen_in_training"] == 0
+    assert "seen in training" not in package.files["card.md"].decode()
+    root = tmp_path / "leaky"
+    shutil.copytree(parts_folder / "test", root / "test")
+    for name in ("000", "001", "002"):
+        shutil.copy(parts_folder / "train/good" / f"{name}.png", root / "test/good" / f"again-{name}.png")
+    assert cli.main(["evaluate", str(package.location), str(root), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out.splitlines()[-1])["seen_in_training"] == 3
+    (note,) = [line for line in shown.err.splitlines() if line.startswith("note:")]
+    assert f"3 of 19 test images are among those the package learned from, the first {root / 'test/good/again-000.png'}" in note
+    assert cli.main(["evaluate", str(package.location), str(root)]) == 0
+    assert "| test images seen in training" in capsys.readouterr().out
+
+
+def test_training_tells_that_its_test_images_are_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_set(tmp_path / "leaky", goods=12, tests=2, masks=False)
+    shutil.copy(root / "train/good/000.png", root / "test/good/copy.png")
+    made = train(read_folder(root), tmp_path / "p", "p", "1.0.0", FAST, "x")
+    assert made.manifest.metrics["test"]["seen_in_training"] == 1
+    assert "1 of 5 test images are among those the package learned from" in capsys.readouterr().err
+    assert "test images seen in training" in made.files["card.md"].decode()
+
+
+def test_package_without_a_split_does_not_say_what_it_saw(package: ModelPackage, parts_folder: Path) -> None:
+    files = {name: data for name, data in package.files.items() if name != "split.csv"}
+    values = evaluate(dataclasses.replace(package, files=files), read_folder(parts_folder))
+    assert values["seen_in_training"] is None
+    assert "seen in training" not in table(values)
+
+
+def test_split_lists_names_with_commas_and_quotes(parts_folder: Path) -> None:
+    parts = read_folder(parts_folder)
+    names = ['a",b.png', "c,d.png", "plain.png"]
+    samples = tuple(Sample(name, Path(name), "test", "good") for name in names)
+    split = split_goods([], 0, 0.2, 0, 2)
+    listed = split_csv(dataclasses.replace(parts, samples=samples), [], split, dict.fromkeys(names, "0")).decode()
+    assert [row["name"] for row in csv.DictReader(io.StringIO(listed))] == names
+    assert listed.splitlines()[-1] == '"plain.png",0,test,"good"'
+
+
+def test_card_says_about_where_the_threshold_is_cross_fitted(package: ModelPackage, parts_folder: Path) -> None:
+    assert "the true rate lies between about " in package.files["card.md"].decode()
+    manifest = package.manifest
+    dataset = manifest.dataset.model_copy(update={"split": {**manifest.dataset.split, "calibration": 5}})
+    held_out = write_card(manifest.model_copy(update={"dataset": dataset}), read_folder(parts_folder), "x", 1)
+    assert "the true rate lies between about " not in held_out
+    assert "the true rate lies between " in held_out
 
 
 def test_same_seed_gives_the_same_graph_and_numbers(parts_folder: Path, tmp_path: Path) -> None:
@@ -306,6 +385,40 @@ def test_place_that_holds_something_else_is_refused_before_training(
     line = refused(["train", str(parts_folder), "--out", str(tmp_path), "--name", "x"], capsys)
     assert "is no model package" in line
     assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("file/x", "is no folder"),
+        ("file/x/y", "is no folder"),
+        ("dangling", "is no model package"),
+        ("dangling/x", "is no folder"),
+        ("/proc/linegate/x", "cannot be written"),
+        (".", "name the package's folder itself"),
+        ("n" * 260, "cannot be written"),
+    ],
+)
+def test_place_that_cannot_be_written_is_refused_before_training(
+    out: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    line = refused(["train", "no-such-data", "--out", out, "--name", "x"], capsys)
+    assert expected in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+@pytest.mark.parametrize("inside", ["train/p", "train/good/p", "test/p", "test/good/p", "ground_truth/scratch/p"])
+def test_place_among_the_images_is_refused_before_training(
+    inside: str, parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(parts_folder)
+    for folder in (parts_folder, tmp_path / "link"):
+        line = refused(["train", str(parts_folder), "--out", str(folder / inside)], capsys)
+        assert "among the images" in line
+    assert not (parts_folder / inside).exists()
 
 
 def test_evaluating_what_is_no_package_is_one_line(

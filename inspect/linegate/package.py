@@ -251,8 +251,11 @@ def write_package(location: Path, manifest: Manifest, files: Mapping[str, bytes]
     manifest = Manifest.model_validate({**manifest.model_dump(), "files": digests})
     if location.exists() and not (location.is_dir() and ((location / MANIFEST_FILE).exists() or not any(location.iterdir()))):
         raise PackageError(f"{location}: exists and is no model package: name another place")
-    location.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{location.name}-", dir=location.parent))
+    try:
+        location.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{location.name}-", dir=location.parent))
+    except OSError as error:
+        raise PackageError(f"{location}: the package cannot be written: {error.strerror}") from error
     try:
         staging.chmod(0o755)
         for name, data in {**files, MANIFEST_FILE: _canonical_with_digest(manifest)}.items():

@@ -85,7 +85,9 @@ def _operating_point(manifest: Manifest) -> str:
     )
     if score["rate_interval"] is not None:
         low, high = score["rate_interval"]
-        text += f"With so many parts the true rate lies between {low:.2%} and {high:.2%} (95 %)."
+        # Without parts held out the threshold is cross-fitted: its scores come from other models than the final one.
+        about = "" if manifest.dataset.split["calibration"] else "about "
+        text += f"With so many parts the true rate lies between {about}{low:.2%} and {high:.2%} (95 %)."
     else:
         text += (
             f"That is too few to promise the rate without an assumption ({score['parts_needed']} are needed): "
@@ -117,6 +119,8 @@ def table(test: dict[str, Any]) -> str:
         ("false-reject rate at zero escapes", _share(test, "false_reject_rate_at_zero_escapes")),
         ("milliseconds an image", f"{test['ms_per_image']:.1f}"),
     ]
+    if test.get("seen_in_training"):
+        rows.append(("test images seen in training", f"{test['seen_in_training']}: the numbers above flatter"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(
         [f"| {'measure':<{width}} | value |", f"|{'-' * (width + 2)}|---|"]

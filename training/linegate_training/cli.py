@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +57,8 @@ def _register_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure a model package on test parts",
-        description="Measure a package on the test parts of DATA, through the line's own inspection.",
+        description="Measure a package on the test parts of DATA, through the line's own inspection. DATA is a folder with "
+        "test/good and test/<class> (and, to measure maps, ground_truth/<class>/<stem>_mask.png), or a known data set.",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="the model package, folder or zip")
     parser.add_argument("data", metavar="DATA", help="a folder in the MVTec AD layout, or a known data set")
@@ -101,8 +104,12 @@ def _train(arguments: argparse.Namespace) -> int:
     }
     given = {key: value for key, value in values.items() if value is not None}
     settings = parse(given, _load("settings").TrainSettings, "linegate train")
+    _refuse_unprintable("DATA", arguments.data)
+    _refuse_unprintable("--out", str(arguments.out))
     _refuse_occupied(arguments.out)
     parts = _load("data.fetch").open_parts(arguments.data, arguments.root, arguments.fold)
+    laid_out = [Path(arguments.data) / part for part in _load("data.folder").PARTS]
+    _refuse_among_images(arguments.out, [*laid_out, *{sample.path.parent for sample in parts.samples}])
     package = _load("train").train(parts, arguments.out, name, arguments.version, settings, _command(arguments))
     test = package.manifest.metrics.get("test")
     if test is not None:
@@ -115,7 +122,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.threads < 1:
         raise SettingsError(f"--threads {arguments.threads}: at least 1 is needed")
     package = ModelPackage.load(arguments.package)
-    parts = _load("data.fetch").open_parts(arguments.data, arguments.root, arguments.fold)
+    parts = _load("data.fetch").open_parts(arguments.data, arguments.root, arguments.fold, to_learn=False)
     values = _load("evaluate").evaluate(package, parts, arguments.provider, arguments.threads)
     values["package_digest"] = package.digest
     if arguments.json:
@@ -162,10 +169,36 @@ def _report(folder: Path, name: str) -> int:
     return 0
 
 
+def _refuse_unprintable(what: str, text: str) -> None:
+    """Refuse a path that the card, which tells the command, cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+        raise SettingsError(f"{what} {shown}: this path is not UTF-8: rename it, or name another") from error
+
+
 def _refuse_occupied(out: Path) -> None:
     """Find out before an hour of training, not after it, that the package cannot be written."""
-    if out.exists() and not (out.is_dir() and ((out / "package.json").exists() or not any(out.iterdir()))):
-        raise SettingsError(f"--out {out}: exists and is no model package: name another place")
+    try:
+        if out.name in ("", ".."):
+            raise SettingsError(f"--out {out}: name the package's folder itself, as models/{out.resolve().name or 'parts'}")
+        if os.path.lexists(out) and not (out.is_dir() and ((out / "package.json").exists() or not any(out.iterdir()))):
+            raise SettingsError(f"--out {out}: exists and is no model package: name another place")
+        # The package is written beside its place and then renamed, so the nearest folder there is must take a new one.
+        nearest = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+        if not nearest.is_dir():
+            raise SettingsError(f"--out {out}: {nearest} is no folder: name another place")
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=nearest).cleanup()
+    except OSError as error:
+        raise SettingsError(f"--out {out}: cannot be written ({error.strerror}): name another place") from error
+
+
+def _refuse_among_images(out: Path, folders: list[Path]) -> None:
+    """Refuse a place where the package would count as images or a class of the data set."""
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise SettingsError(f"--out {out}: lies in {folder}, among the images: name a place outside")
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -1,11 +1,14 @@
 """A package and a data set → its numbers, through the line's own inspection.
 
 Rules kept here: every score and map comes from `linegate.infer.Inspector`, as on the line; images are read one at a
-time; parts of uncertain truth are not counted.
+time; parts of uncertain truth are not counted; an image that the package learned from is told, byte for byte alone.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,10 +22,19 @@ from tqdm import tqdm
 
 from linegate.errors import DataError
 from linegate.infer import Inspector
-from linegate.package import ModelPackage
+from linegate.package import SPLIT_FILE, ModelPackage
 from linegate.stages import Frame
 from linegate_training import metrics
-from linegate_training.data.parts import PartSet, Sample, check_masks, check_sizes, label_regions, read_mask, read_part
+from linegate_training.data.parts import (
+    PartSet,
+    Sample,
+    check_masks,
+    check_sizes,
+    label_regions,
+    read_mask,
+    read_part,
+    sha256_of,
+)
 
 
 def evaluate(
@@ -41,6 +53,10 @@ def evaluate(
     if not checked:
         check_sizes(samples, parts.name)
         check_masks(samples, parts.name)
+    seen = _seen_in_training(package, samples)
+    if seen:
+        said = f"{len(seen)} of {len(samples)} test images are among those the package learned from, the first {seen[0].path}"
+        print(f"note: {parts.name}: {said}; the numbers flatter: measure on other parts", file=sys.stderr)
     inspector = Inspector(package, provider, threads)
     scores = np.empty(len(samples))
     durations = np.empty(len(samples))
@@ -58,6 +74,7 @@ def evaluate(
     pixel_auroc, aupro = _pixel_metrics(samples, maps) if parts.has_masks else (None, None)
     return {
         **_image_metrics(samples, scores, package),
+        "seen_in_training": None if seen is None else len(seen),
         "pixel_auroc": pixel_auroc,
         "aupro": aupro,
         "ms_per_image": float(np.median(durations)),
@@ -68,6 +85,16 @@ def evaluate(
         "package_version": package.manifest.version,
         "model_sha256": package.manifest.files["model.onnx"],
     }
+
+
+def _seen_in_training(package: ModelPackage, samples: Sequence[Sample]) -> list[Sample] | None:
+    """Return the samples whose bytes the package learned from or was calibrated on; None where it does not say."""
+    listed = package.files.get(SPLIT_FILE)
+    if listed is None:
+        return None
+    rows = csv.DictReader(io.StringIO(listed.decode("utf-8", "replace"), newline=""))
+    known = {row.get("sha256") for row in rows if row.get("subset") in ("train", "calibration")}
+    return [sample for sample in samples if sha256_of(sample.path) in known]
 
 
 def _frame(sample: Sample, index: int) -> Frame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import brentq
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 BINS = 1 << 16
@@ -37,14 +38,26 @@ def clopper_pearson(events: int, trials: int, confidence: float = 0.95) -> tuple
 
 
 def auroc_interval(auroc: float | None, defects: int, goods: int) -> tuple[float, float] | None:
-    """95 % interval of an AUROC (Hanley and McNeil, "The meaning and use of the area under a ROC curve", 1982)."""
+    """95 % score interval of an AUROC: the true values from which the seen one lies within 1.96 standard deviations.
+
+    The deviation is that of the true value, not of the seen one, so that an AUROC of 1 has a width too. Newcombe,
+    "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", Statistics in Medicine
+    25, 2006, method 5: Hanley and McNeil's variance (1982), with the mean of the two counts in place of each.
+    """
     if auroc is None:
         return None
-    first, second = auroc / (2.0 - auroc), 2.0 * auroc**2 / (1.0 + auroc)
-    spread = (defects - 1) * (first - auroc**2) + (goods - 1) * (second - auroc**2)
-    variance = (auroc * (1.0 - auroc) + spread) / (defects * goods)
-    reach = 1.96 * float(np.sqrt(max(variance, 0.0)))
-    return max(0.0, auroc - reach), min(1.0, auroc + reach)
+    limit = float(stats.norm.ppf(0.975))
+    others = (defects + goods) / 2.0 - 1.0
+
+    def excess(true: float) -> float:
+        pairs = 1.0 + others * ((1.0 - true) / (2.0 - true) + true / (1.0 + true))
+        return (auroc - true) ** 2 - limit**2 * true * (1.0 - true) * pairs / (defects * goods)
+
+    # The seen value itself is inside; at 0 and 1, where the variance ends, a step away from it is.
+    step = 1e-12
+    low = 0.0 if auroc <= step else float(brentq(excess, 0.0, min(auroc, 1.0 - step)))
+    high = 1.0 if auroc >= 1.0 - step else float(brentq(excess, max(auroc, step), 1.0))
+    return low, high
 
 
 def false_reject_rate_at_zero_escapes(scores: NDArray[np.float64], defective: NDArray[np.bool_]) -> float | None:

@@ -274,10 +274,14 @@ def split_csv(parts: PartSet, goods: Sequence[Sample], split: Split, digests: di
     """Return `split.csv`: name, sha256, subset and label of every image of the data set."""
     subsets = {sample.name: split.subset(index) for index, sample in enumerate(goods)}
     rows = [
-        f'"{sample.name}",{digests[sample.name]},{subsets.get(sample.name, sample.subset)},"{sample.label}"'
+        f"{_quoted(sample.name)},{digests[sample.name]},{subsets.get(sample.name, sample.subset)},{_quoted(sample.label)}"
         for sample in parts.samples
     ]
     return ("\n".join(["name,sha256,subset,label", *rows]) + "\n").encode()
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
 
 
 def say(text: str) -> None:

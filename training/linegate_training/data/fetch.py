@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -28,15 +29,18 @@ ROOT_VARIABLE = "LINEGATE_DATA"
 TIMEOUT_S = 30.0
 
 
-def open_parts(data: str, root: Path | None = None, fold: int | None = None) -> PartSet:
+def open_parts(data: str, root: Path | None = None, fold: int | None = None, to_learn: bool = True) -> PartSet:
     """Return the data set `data`: a folder in the MVTec AD layout, or the name of a known one.
+
+    Not `to_learn`, a folder need have nothing but test parts.
 
     Raises:
         DataError: it is neither, no copy of it is here, or it is damaged.
     """
     # A fetched copy may lie right here under its own name and in its own layout.
-    if (Path(data) / "train").is_dir() or (Path(data).is_dir() and data not in known_sets()):
-        return read_folder(Path(data))
+    laid_out = any((Path(data) / part).is_dir() for part in ("train", "test"))
+    if laid_out or (Path(data).is_dir() and data not in known_sets()):
+        return read_folder(Path(data), to_learn=to_learn)
     looks_like_path = data.startswith((".", "/", "~")) or data.count("/") > 1 or "\\" in data
     if looks_like_path:
         raise DataError(f"{data}: no such folder: name one in the MVTec AD layout, or a known set (linegate data list)")
@@ -48,7 +52,7 @@ def open_parts(data: str, root: Path | None = None, fold: int | None = None) -> 
         category = data.partition("/")[2]
         if known.categories and category not in known.categories:
             raise DataError(f"{data}: choose one of its parts, as {data.split('/')[0]}/{known.categories[0]}")
-        read = read_folder(folder / category if category else folder, *common)
+        read = read_folder(folder / category if category else folder, *common, to_learn)
         return PartSet(data, read.samples, known.licence, common[2], known.citation, split.words)
     if known.layout == "elpv":
         samples = read_elpv(folder, split.test_good, split.seed)
@@ -68,14 +72,20 @@ def local_copy(name: str, known: KnownSet, root: Path | None) -> Path:
     """Return the folder that holds a copy: in `root`, else in $LINEGATE_DATA or here, else in a PyPI package.
 
     Raises:
-        DataError: there is none; the text says how to get one.
+        DataError: there is none, and the text says how to get one; or $LINEGATE_DATA names no folder.
     """
     base_name = name.split("/")[0]
     if root is not None:
         return _inside(root, base_name)
-    here = Path(os.environ.get(ROOT_VARIABLE) or ".") / base_name
-    if here.is_dir():
-        return here
+    base = Path(os.environ.get(ROOT_VARIABLE) or ".")
+    here = base / base_name
+    try:
+        if not base.is_dir():
+            raise DataError(f"{ROOT_VARIABLE} names no folder: {base}: set it to the folder that holds copies, or unset it")
+        if here.is_dir():
+            return here
+    except PermissionError as error:
+        raise DataError(f"{here}: cannot be looked into ({error.strerror}): name another {ROOT_VARIABLE}") from error
     if isinstance(known.source, PypiSource):
         return _package_folder(known.source, base_name)
     raise DataError(
@@ -90,21 +100,32 @@ def fetch(name: str, root: Path | None) -> Path:
         DataError: it cannot be had; the text says what to place where.
     """
     known = known_set(name)
-    base = root if root is not None else Path(os.environ.get(ROOT_VARIABLE) or ".")
+    stated = os.environ.get(ROOT_VARIABLE)
+    base = root if root is not None else Path(stated or ".")
+    named_by = "--root" if root is not None else ROOT_VARIABLE if stated else "the current folder"
     target = base / name
-    if target.exists():
-        problems = check(target, known)
-        if not problems:
+    try:
+        if target.exists():
+            problems = check(target, known)
+            if not problems:
+                return target
+            raise DataError(f"{target}: is there but not whole ({problems[0]}): move it away and fetch again")
+        if base.exists() and not base.is_dir():
+            raise DataError(f"{named_by} names a file, not a folder: {base}: name a folder for copies of data sets")
+        if not base.exists():
+            base.mkdir(parents=True)
+            print(f"note: {named_by}: made the folder {base.resolve()} for copies of data sets", file=sys.stderr)
+        if isinstance(known.source, PypiSource):
+            source = _package_folder(known.source, name)
+            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=base) as staging:
+                shutil.copytree(source, Path(staging) / name)
+                (Path(staging) / name).rename(target)
             return target
-        raise DataError(f"{target}: is there but not whole ({problems[0]}): move it away and fetch again")
-    base.mkdir(parents=True, exist_ok=True)
-    if isinstance(known.source, PypiSource):
-        source = _package_folder(known.source, name)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=base) as staging:
-            shutil.copytree(source, Path(staging) / name)
-            (Path(staging) / name).rename(target)
-        return target
-    return _download(name, known.source, base, target)
+        return _download(name, known.source, base, target)
+    except shutil.Error as error:
+        raise DataError(f"{target}: cannot be copied ({error.args[0][0][2]}): mend it, or name another folder") from error
+    except OSError as error:
+        raise DataError(f"{named_by}: {base} cannot be written to ({error.strerror}): name another folder") from error
 
 
 def check(folder: Path, known: KnownSet) -> list[str]:

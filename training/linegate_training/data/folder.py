@@ -1,29 +1,38 @@
 """The MVTec AD folder layout: train/good, test/<class>, ground_truth/<class>/<stem>_mask.png.
 
-Rules kept here: only train/good is required; where ground_truth exists, masks and defective images match one to one.
+Rules kept here: train/good is required to learn, test to measure, and nothing else; where ground_truth exists, masks and
+defective images match one to one; names are UTF-8, as the files of a package are.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from linegate.errors import DataError
 from linegate.images import IMAGE_SUFFIXES
 from linegate_training.data.parts import GOOD, UNCERTAIN, PartSet, Sample
 
+PARTS = ("train", "test", "ground_truth")
 LAYOUT = "train/good, and if you have them test/<class> and ground_truth/<class>/<stem>_mask.png"
 
 
-def read_folder(root: Path, name: str | None = None, licence: str = "not stated", source: str = "own images") -> PartSet:
-    """Return the data set that lies in `root`.
+def read_folder(
+    root: Path, name: str | None = None, licence: str = "not stated", source: str = "own images", to_learn: bool = True
+) -> PartSet:
+    """Return the data set that lies in `root`, which needs good images `to_learn` and else a test folder.
 
     Raises:
-        DataError: the folder is missing, has no good images, or its masks and images do not match.
+        DataError: the folder is missing, has not what it needs, or its masks and images do not match.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: name one that holds {LAYOUT}")
     goods = _images(root / "train" / GOOD)
-    if not goods:
+    if not to_learn and not (root / "test").is_dir():
+        wanted = "name the folder that holds test/good and test/<defect class>"
+        raise DataError(f"{root}: there is no {root / 'test'} with parts to measure on: {wanted}")
+    if to_learn and not goods:
         raise DataError(f"{root}: no good images in {root / 'train' / GOOD}: put images of good parts there ({LAYOUT})")
     samples = [Sample(path.relative_to(root).as_posix(), path, "train", GOOD) for path in goods]
     truth = root / "ground_truth"
@@ -38,12 +47,22 @@ def read_folder(root: Path, name: str | None = None, licence: str = "not stated"
     for folder in truth.glob("*"):
         if folder.is_dir() and any(folder.iterdir()) and not (root / "test" / folder.name).is_dir():
             raise DataError(f"{folder}: masks without images: there is no {root / 'test' / folder.name}")
+    _check_names([root.resolve().name, *(sample.name for sample in samples)])
     split = "as the folders say: train/good to learn from, test to measure on"
     return PartSet(name or root.resolve().name, tuple(samples), licence, source, split=split)
 
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            raise DataError(f"{shown}: this name is not UTF-8, so no package can list it: rename it") from error
 
 
 def _masks(folder: Path) -> dict[str, Path]:
