@@ -68,6 +68,7 @@ def test_verdicts_survive_ten_kills_of_the_station(mosquitto: Mosquitto, mes: Me
     pace = random.Random(11)
     with (tmp_path / "station.log").open("wb") as log:
         for kill in range(11):
+            earlier = {state["boot_id"] for state in mes.states}
             # Its own folder on sys.path would shadow nothing, but the station in service runs without it too.
             station = subprocess.Popen(
                 [sys.executable, "-m", "linegate.cli", "run", str(toml)],
@@ -82,6 +83,7 @@ def test_verdicts_survive_ten_kills_of_the_station(mosquitto: Mosquitto, mes: Me
             station.kill()
             assert station.wait(10) == -signal.SIGKILL
         wait_until(lambda: len(mes.sequences) == PARTS, 90, "all verdicts")
+        wait_until(lambda: mes.states[-1]["boot_id"] not in earlier, what="the last station to be online")
         station.send_signal(signal.SIGTERM)
         assert station.wait(30) == 0
     assert_reconciles(mes, tmp_path / "var" / DATABASE_FILE)

@@ -15,6 +15,7 @@ from conftest import TOPIC, MakeStation, Mes, Mosquitto, free_port, require, sub
 from linegate.errors import SettingsError
 from linegate_edge import mqtt_connection, publish
 from linegate_edge.message import StateMessage, VerdictMessage
+from linegate_edge.store import DATABASE_FILE, StoreReader
 
 
 def test_verdicts_arrive_in_order_with_their_properties_and_not_retained(
@@ -166,6 +167,25 @@ def test_a_loop_that_hangs_is_given_up_and_nothing_is_lost(
     wait_until(lambda: mes.sequences == {1, 2, 3, 4, 5}, what="the verdicts from the new loop")
     release.set()
     wait_until(lambda: not first.is_alive(), what="the old loop to end")
+
+
+def test_what_was_acknowledged_just_before_the_broker_died_is_sent_again(
+    mosquitto: Mosquitto, mes: Mes, make_station: MakeStation
+) -> None:
+    station = make_station(mosquitto.port, more="settle_s = 600\n[evidence]\nmin_free_mib = 0\n")
+    for future in submit(station, 20):
+        future.result(30)
+    wait_until(lambda: station.live.published_count == 20)
+    assert station.outbox_pending() == 20, "acknowledged, and not yet trusted"
+    mosquitto.kill()
+    wait_until(lambda: not station.live.broker.connected)
+    mosquitto.start()
+    wait_until(lambda: len(mes.verdicts) >= 40, what="all of them once more")
+    by_sequence = {verdict["sequence"]: verdict["verdict_id"] for verdict in mes.verdicts}
+    assert len({verdict["verdict_id"] for verdict in mes.verdicts}) == len(by_sequence) == 20
+    station.stop()
+    reader = StoreReader(station.settings.station.store / DATABASE_FILE)
+    assert reader.outbox_count() == 0, "a connection that ended in good order has settled"
 
 
 def test_no_two_stations_share_a_client_id() -> None:

@@ -152,6 +152,14 @@ class Line:
         self._writer.join(2 * _STORE_RETRY_S)
         return _abandon(self._jobs) + _abandon(self._judged) + self._unstored
 
+    def settle(self) -> None:
+        """Take what was acknowledged after `stop` out of the outbox; a store that refuses leaves it to be sent again."""
+        with self._side_lock:
+            acknowledged, self._acknowledged = self._acknowledged, []
+        if acknowledged and not self._writer.is_alive():
+            with contextlib.suppress(StoreError):
+                self._store.commit([], acknowledged)
+
     # -- workers: frame → judged -----------------------------------------------------------------------------------
 
     def _work(self) -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
+import math
 import select
 import socket
 import threading
@@ -105,7 +107,7 @@ class Connection:
         self._accepted = False
         self._state_sent_at = 0.0
         self._state_key: object = None
-        self._done: list[int] = []
+        self._settling: dict[int, float] = {}  # sequence: when it was acknowledged
         self._client = self._make_client()
         self._properties = _publish_properties() if self._is_v5 else None
 
@@ -185,9 +187,9 @@ class Connection:
             with contextlib.suppress(OSError, ValueError, DisconnectedError):
                 while not info.is_published() and self._ended is None and time.monotonic() < deadline:
                     self._exchange(0.05)
+            self._hand_over(math.inf)
             self._client.disconnect()
             self._link.live.set_broker(False, "the station has stopped")
-        self._hand_over()
         self._loop.socket = None
         connection = self._client.socket()
         if connection is not None:
@@ -205,10 +207,10 @@ class Connection:
         if room <= 0 or (not self._held and room < self._window // 2 and self._inflight):
             return
         for sequence, text in self._reader.outbox_after(
-            self._cursor, room + (len(self._loop.acknowledged) if self._held else 0)
+            self._cursor, room + (len(self._loop.acknowledged) + len(self._settling) if self._held else 0)
         ):
             self._cursor = sequence
-            if sequence in self._loop.acknowledged:
+            if sequence in self._loop.acknowledged or sequence in self._settling:
                 continue
             if not self._inflight:
                 self._oldest_sent = now
@@ -251,17 +253,22 @@ class Connection:
         if event & select.POLLOUT:
             self._client.loop_write()
         self._client.loop_misc()
-        self._hand_over()
+        self._hand_over(time.monotonic() - self._settings.settle_s)
 
-    def _hand_over(self) -> None:
-        """Hand the acknowledged sequence numbers to the store's writer."""
-        if not self._done or self._loop.abandoned.is_set():
+    def _hand_over(self, until: float) -> None:
+        """Have those taken out of the outbox that were acknowledged before `until`, on this very connection.
+
+        A broker that crashes may have acknowledged what it had neither passed on nor written down. So an acknowledgement
+        counts once the connection has outlived it for a while; what had no time to settle is sent again by the next one.
+        """
+        in_order = self._settling.items()  # as they were acknowledged, so the first that is too young ends it
+        settled = [sequence for sequence, _ in itertools.takewhile(lambda entry: entry[1] <= until, in_order)]
+        if not settled or self._loop.abandoned.is_set():
             return
-        done, self._done = self._done, []
-        self._loop.acknowledged.update(done)
-        self._link.acknowledge(done)
-        self._link.metrics.published.inc(len(done))
-        self._link.live.published(len(done))
+        for sequence in settled:
+            del self._settling[sequence]
+        self._loop.acknowledged.update(settled)
+        self._link.acknowledge(settled)
         if len(self._loop.acknowledged) > _ACKNOWLEDGED_KEPT:
             head = self._reader.outbox_after(0, 1)
             first = head[0][0] if head else self._cursor + 1
@@ -291,7 +298,9 @@ class Connection:
         sequence, sent_at = entry
         self._oldest_sent = time.monotonic()
         if code.value == 0:
-            self._done.append(sequence)
+            self._settling[sequence] = self._oldest_sent
+            self._link.metrics.published.inc()
+            self._link.live.published(1)
             self._link.metrics.stage_seconds.labels("publish").observe(self._oldest_sent - sent_at)
             if self._held and not self._inflight:
                 self._release()

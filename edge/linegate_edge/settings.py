@@ -107,6 +107,7 @@ class MqttSection(Settings):
     keepalive_s: int = Field(default=15, ge=2, le=3600)
     connect_timeout_s: float = Field(default=5.0, gt=0, le=120)
     ack_timeout_s: float = Field(default=20.0, gt=0, le=600)
+    settle_s: float = Field(default=2.0, ge=0, le=3600)
     max_inflight: int = Field(default=64, ge=1, le=1000)
     backoff_max_s: float = Field(default=30.0, gt=0, le=3600)
 

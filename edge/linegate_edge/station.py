@@ -175,6 +175,7 @@ class Station:
         self._retention.stop()
         unstored = self.line.stop(timeout_s)
         self.publisher.stop()
+        self.line.settle()
         if unstored:
             log.error("%d parts in hand could not be stored and have no verdict", unstored)
         log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)
