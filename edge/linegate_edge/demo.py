@@ -174,7 +174,7 @@ class LineCamera:
     """A simulated line camera: it posts photographs to the station at a rate, or as fast as the station takes them."""
 
     def __init__(self, port: int, photographs: Sequence[Photograph], parts: int | None, per_second: float | None) -> None:
-        self._port, self._photographs, self._parts, self._per_second = port, photographs, parts, per_second
+        self._port, self._photographs, self._per_second = port, photographs, per_second
         self._numbers: Iterator[int] = iter(range(parts)) if parts is not None else iter(range(sys.maxsize))
         self._lock = threading.Lock()
         self._started = time.monotonic()

@@ -33,6 +33,11 @@ def _resolve_address(value: object, info: ValidationInfo) -> object:
     return str(_resolve(value, info))
 
 
+def _as_tuple(value: object) -> object:
+    """Let a TOML array become the frozen tuple that strict settings ask for."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_levels(topic: str) -> str:
     levels = topic.split("/")
     if (
@@ -126,13 +131,8 @@ class HttpSection(Settings):
 
     host: Name = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    names: tuple[Name, ...] = ()
+    names: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
     max_upload_mib: float = Field(default=64, gt=0, le=1024)
-
-    @field_validator("names", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
 
 class LimitsSection(Settings):
@@ -149,16 +149,11 @@ class StationSettings(Settings):
     station: StationSection
     model: ModelSection
     recipe: RecipeSection = RecipeSection()
-    source: tuple[Source, ...] = ()
+    source: Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)] = ()
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()
     http: HttpSection = HttpSection()
     limits: LimitsSection = LimitsSection()
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("source")
     @classmethod
