@@ -87,7 +87,7 @@ def test_verdicts_survive_ten_kills_of_the_station(mosquitto: Mosquitto, mes: Me
         station.send_signal(signal.SIGTERM)
         assert station.wait(30) == 0
     assert_reconciles(mes, tmp_path / "var" / DATABASE_FILE)
-    assert mes.states[-1]["state"] == "stopped"
+    wait_until(lambda: mes.states[-1]["state"] == "stopped", what="the farewell, which travels by the broker")
     assert "lost" in {state["state"] for state in mes.states}, "the broker told of the kills by the last will"
     assert not list((tmp_path / "var" / "evidence").glob(".writing-*"))
 
@@ -107,5 +107,5 @@ def test_sigterm_finishes_the_parts_in_hand(mosquitto: Mosquitto, mes: Mes, tmp_
     stored = reader.verdict_count()
     assert reader.outbox_count() == 0, "what was decided was also published"
     wait_until(lambda: mes.sequences == set(range(1, stored + 1)), what="every stored verdict")
-    assert mes.states[-1]["state"] == "stopped"
+    wait_until(lambda: mes.states[-1]["state"] == "stopped", what="the farewell, which travels by the broker")
     assert mes.states[-1]["last_sequence"] == stored
