@@ -72,7 +72,7 @@ def run_bench_line(model: Path, *, parts: int, workers: int, fail_share: float, 
     pictures = _load(frames) if frames is not None else _from_package(inspector)
     spec = inspector.package.manifest.input
     prepared = [prepare(picture.image, picture.pixel_format, spec)[0] for picture in pictures]
-    threshold = _threshold_for([inspector.run(pixels)[0] for pixels in prepared], fail_share)
+    threshold = _threshold_for([float(inspector.run(pixels)["score"][0]) for pixels in prepared], fail_share)
     parts_per_round = max(workers, parts // _ROUNDS)
     with (
         tempfile.TemporaryDirectory(prefix="linegate-bench-") as folder,

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from linegate.cli import bench_commands
+
 
 def register(commands: Any) -> None:
     """Add the station's commands to the `linegate` command line."""
@@ -31,8 +33,7 @@ def register(commands: Any) -> None:
     demo.add_argument("--model", type=Path, metavar="PACKAGE", help="another model package for the demo's photographs")
     demo.set_defaults(run=_demo)
 
-    bench = commands.add_parser("bench", help="measure this machine").add_subparsers(metavar="WHAT", required=True)
-    line = bench.add_parser(
+    line = bench_commands(commands).add_parser(
         "line",
         help="the whole chain against bare inference",
         description="Measure bare session.run, and the chain from frames in memory to acknowledged verdicts, in one run.",

@@ -64,6 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def bench_commands(commands: Any) -> Any:
+    """Return the subcommands of `linegate bench`, to which any room may add; the first one that asks makes them."""
+    parser = commands.choices.get("bench")
+    if parser is None:
+        parser = commands.add_parser("bench", help="measure this machine and the models")
+        parser.subcommands = parser.add_subparsers(metavar="WHAT", required=True)
+    return parser.subcommands
+
+
 def _register_inspect(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",

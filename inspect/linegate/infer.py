@@ -33,6 +33,10 @@ PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
 """Names by which people choose a provider, in order of preference."""
 
 
+OVERLAP: Final = 0.6
+"""Detections of one class that overlap by more are one."""
+
+
 def available_providers() -> list[str]:
     """Return the names of the providers that the installed onnxruntime offers, in order of preference."""
     offered = set(onnxruntime.get_available_providers())
@@ -56,7 +60,7 @@ class Inspector:
         self.provider, self._session = _open_session(package, provider, threads)
         manifest = package.manifest
         self._input = manifest.input
-        self._output_names = [manifest.outputs.score.name, manifest.outputs.map.name]
+        self._outputs = {field: spec.name for field, spec in manifest.outputs.listed().items()}
         _check_signature(package, self._session)
         self.parity_difference = self._replay_parity()
 
@@ -71,26 +75,43 @@ class Inspector:
         started = time.perf_counter()
         pixels, roi = prepare(frame.image, frame.pixel_format, self.package.manifest.input)
         prepared = time.perf_counter()
-        score, anomaly_map = self.run(pixels)
+        outputs = self.run(pixels)
         inferred = time.perf_counter()
-        regions = self._regions(anomaly_map, roi)
+        anomaly_map = outputs["map"][0]
+        regions = self._regions(outputs, roi)
         located = time.perf_counter()
         durations = {
             "prepare": (prepared - started) * 1e3,
             "inference": (inferred - prepared) * 1e3,
             "regions": (located - inferred) * 1e3,
         }
-        return Prediction(frame.frame_id, frame.camera, frame.view, score, anomaly_map, roi, frame.size_wh, regions, durations)
+        classes = None
+        if "class_scores" in outputs:
+            classes = dict(zip(self.package.manifest.labels[1:], map(float, outputs["class_scores"][0]), strict=True))
+        score = float(outputs["score"][0])
+        return Prediction(
+            frame.frame_id, frame.camera, frame.view, score, anomaly_map, roi, frame.size_wh, regions, durations, classes
+        )
 
-    def run(self, pixels: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
-        """Return score and anomaly map float32 (h, w) of prepared pixels uint8 (1, H, W, 3)."""
-        score, anomaly_map = self._session.run(self._output_names, {self._input.name: pixels})
-        return float(score[0]), anomaly_map[0]
+    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return the graph's outputs of prepared pixels uint8 (1, H, W, 3), by field of `linegate.package.Outputs`."""
+        values = self._session.run(list(self._outputs.values()), {self._input.name: pixels})
+        return dict(zip(self._outputs, values, strict=True))
 
-    def _regions(self, anomaly_map: NDArray[np.float32], roi_xyxy: tuple[int, int, int, int]) -> tuple[Region, ...]:
-        thresholds = self.package.manifest.thresholds
-        label = self.package.manifest.labels[-1]
-        return find_regions(anomaly_map, thresholds.map, thresholds.min_region_share, roi_xyxy, label)
+    def _regions(self, outputs: Mapping[str, NDArray[np.float32]], roi_xyxy: tuple[int, int, int, int]) -> tuple[Region, ...]:
+        thresholds, names = self.package.manifest.thresholds, self.package.manifest.labels[1:]
+        if "detections" in outputs:
+            return boxes_to_regions(outputs["detections"][0], thresholds.detection, roi_xyxy, names)
+        score_map, class_map = outputs["map"][0], None
+        label = names[-1]
+        if "class_map" in outputs:
+            class_map = outputs["class_map"][0]
+        elif "class_scores" in outputs:
+            label = names[int(outputs["class_scores"][0].argmax())]
+        regions = find_regions(score_map, thresholds.map, thresholds.min_region_share, roi_xyxy, label)
+        if class_map is None:
+            return regions
+        return tuple(_named(region, class_map, roi_xyxy, names) for region in regions)
 
     def _replay_parity(self) -> float:
         """Replay the package's samples, which also warms the session up; return the greatest score difference."""
@@ -98,21 +119,35 @@ class Inspector:
         if samples.pixels.shape[1:] != (self._input.size_wh[1], self._input.size_wh[0], self._input.channels):
             raise PackageError(f"{self.package.location}: parity frames of {samples.pixels.shape[1:]} do not fit the input")
         worst = 0.0
-        for pixels, expected, expected_map in zip(samples.pixels, samples.scores, samples.maps, strict=True):
-            score, anomaly_map = self.run(pixels[np.newaxis])
-            if anomaly_map.shape != expected_map.shape:
-                raise PackageError(f"{self.package.location}: parity maps do not fit the model's output")
-            score_difference = abs(score - float(expected))
-            map_difference = float(np.max(np.abs(anomaly_map - expected_map)))
+        for index, pixels in enumerate(samples.pixels):
+            outputs = self.run(pixels[np.newaxis])
+            score, expected = float(outputs["score"][0]), float(samples.scores[index])
+            score_difference = abs(score - expected)
+            map_difference = self._differs(outputs["map"][0], samples.maps[index], "maps")
+            other_difference = max(
+                (self._differs(_comparable(name, outputs[name][0]), _comparable(name, values[index]), name)
+                 for name, values in samples.others.items() if name in outputs),
+                default=0.0,
+            )  # fmt: skip
             # Written so that a NaN is refused too.
-            if not (score_difference <= tolerance.score_tolerance and map_difference <= tolerance.map_tolerance):
+            if not (
+                score_difference <= tolerance.score_tolerance
+                and map_difference <= tolerance.map_tolerance
+                and other_difference <= tolerance.other_tolerance
+            ):
                 raise ParityError(
                     f"{self.package.location}: on {self.provider} the score differs by {score_difference:.3g} "
-                    f"(tolerated {tolerance.score_tolerance:.3g}) and the map by {map_difference:.3g} "
-                    f"(tolerated {tolerance.map_tolerance:.3g}): choose another provider or export for this one"
+                    f"(tolerated {tolerance.score_tolerance:.3g}), the map by {map_difference:.3g} "
+                    f"(tolerated {tolerance.map_tolerance:.3g}) and classes by {other_difference:.3g} "
+                    f"(tolerated {tolerance.other_tolerance:.3g}): choose another provider or export for this one"
                 )
             worst = max(worst, score_difference)
         return worst
+
+    def _differs(self, found: NDArray[np.float32], expected: NDArray[np.float32], what: str) -> float:
+        if found.shape != expected.shape:
+            raise PackageError(f"{self.package.location}: parity {what} do not fit the model's output")
+        return float(np.max(np.abs(found - expected)))
 
 
 def prepare(image: Image, pixel_format: PixelFormat, spec: InputSpec) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
@@ -169,6 +204,48 @@ def find_regions(
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 
+def boxes_to_regions(
+    detections: NDArray[np.float32], threshold: float, roi_xyxy: tuple[int, int, int, int], names: Sequence[str]
+) -> tuple[Region, ...]:
+    """Return detections (N, 6) at or above `threshold` as regions in frame pixels, the highest score first.
+
+    Of boxes of one class that overlap by more than `OVERLAP` (intersection over union) only the highest is kept.
+    """
+    kept = detections[detections[:, 4] >= threshold]
+    if not len(kept):
+        return ()
+    left, top, right, bottom = roi_xyxy
+    # OpenCV wants corner and size, in pixels.
+    scale = np.array([right - left, bottom - top] * 2, np.float32)
+    corners = np.clip(kept[:, :4], 0.0, 1.0) * scale
+    rectangles = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+    classes = kept[:, 5].round().astype(np.int32)
+    chosen = cv2.dnn.NMSBoxesBatched(rectangles.tolist(), kept[:, 4].tolist(), classes.tolist(), threshold, OVERLAP)
+    regions = []
+    for index in np.asarray(chosen, np.int64).ravel():
+        x1, y1, x2, y2 = (float(value) for value in corners[index])
+        box = (left + int(x1), top + int(y1), left + int(np.ceil(x2)), top + int(np.ceil(y2)))
+        area = max(1, round((x2 - x1) * (y2 - y1)))
+        regions.append(Region(names[classes[index]], float(kept[index, 4]), box, area))
+    return tuple(sorted(regions, key=lambda region: -region.score))
+
+
+def _named(region: Region, class_map: NDArray[np.float32], roi_xyxy: tuple[int, int, int, int], names: Sequence[str]) -> Region:
+    """Name a region after the class that is likeliest over its box, in a map (K, h, w)."""
+    left, top, right, bottom = roi_xyxy
+    scale_x, scale_y = class_map.shape[2] / (right - left), class_map.shape[1] / (bottom - top)
+    x1, y1 = int((region.box_xyxy[0] - left) * scale_x), int((region.box_xyxy[1] - top) * scale_y)
+    x2 = max(x1 + 1, int(np.ceil((region.box_xyxy[2] - left) * scale_x)))
+    y2 = max(y1 + 1, int(np.ceil((region.box_xyxy[3] - top) * scale_y)))
+    label = names[int(class_map[:, y1:y2, x1:x2].max((1, 2)).argmax())]
+    return Region(label, region.score, region.box_xyxy, region.area_px)
+
+
+def _comparable(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what providers must agree in: of detections the sorted scores, for near-equal rows may change places."""
+    return np.sort(values[:, 4]) if name == "detections" else values
+
+
 def _roi_in_pixels(roi: tuple[float, float, float, float] | None, width: int, height: int) -> tuple[int, int, int, int]:
     if roi is None:
         return 0, 0, width, height
@@ -218,9 +295,7 @@ def _check_signature(package: ModelPackage, session: onnxruntime.InferenceSessio
     outputs = {item.name: (item.type, tuple(item.shape)) for item in session.get_outputs()}
     width, height = manifest.input.size_wh
     expected_input = {manifest.input.name: ("tensor(uint8)", (1, height, width, manifest.input.channels))}
-    expected_outputs = {
-        spec.name: ("tensor(float)", tuple(spec.shape)) for spec in (manifest.outputs.score, manifest.outputs.map)
-    }
+    expected_outputs = {spec.name: ("tensor(float)", tuple(spec.shape)) for spec in manifest.outputs.listed().values()}
     if inputs != expected_input or outputs != expected_outputs:
         raise PackageError(
             f"{package.location}: model.onnx takes {inputs} and gives {outputs}, "

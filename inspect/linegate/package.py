@@ -18,9 +18,10 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -79,17 +80,30 @@ class OutputSpec(_Model):
 
 
 class Outputs(_Model):
-    """The graph's outputs: one score for the frame, and a map (1, h, w) over the region of interest."""
+    """The graph's outputs: one score for the frame, and a map (1, h, w) over the region of interest.
+
+    A typed model, which knows K defect classes, also gives `class_scores` (1, K), their probabilities if the part is defective,
+    and one or both of `class_map` (1, K, h, w), the same per place, and `detections` (1, N, 6): left, top, right, bottom
+    in shares of the region of interest, score 0 … 1, and the class from 0.
+    """
 
     score: OutputSpec
     map: OutputSpec
+    class_scores: OutputSpec | None = None
+    class_map: OutputSpec | None = None
+    detections: OutputSpec | None = None
+
+    def listed(self) -> dict[str, OutputSpec]:
+        """Return those that the graph has, by the name of their field."""
+        values = {field: getattr(self, field) for field in type(self).model_fields}
+        return {field: value for field, value in values.items() if value is not None}
 
 
 class Thresholds(_Model):
     """Where scores become decisions; `version` counts the changes, `set_by` and `set_at` say who and when.
 
     A score ≥ `score` fails; one within `undecided_below` under it is undecided. Map pixels ≥ `map` form regions, of
-    which those under `min_region_share` of the region of interest are dropped.
+    which those under `min_region_share` of the region of interest are dropped. Detections ≥ `detection` are regions.
     """
 
     version: int = Field(default=1, ge=1)
@@ -97,6 +111,7 @@ class Thresholds(_Model):
     undecided_below: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     map: Finite
     min_region_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    detection: Annotated[float, Field(ge=0, le=1)] = 0.3
     set_by: str
     set_at: datetime
     calibration: dict[str, Any]
@@ -122,10 +137,11 @@ class Training(_Model):
 
 
 class Parity(_Model):
-    """How far scores and maps may differ from `parity.npz` on the line, absolutely."""
+    """How far scores, maps and the further outputs may differ from `parity.npz` on the line, absolutely."""
 
     score_tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     map_tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    other_tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
 
 
 class Manifest(_Model):
@@ -134,7 +150,7 @@ class Manifest(_Model):
     schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
     version: str = Field(pattern=r"^\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?$")
-    task: Literal["anomaly"] = "anomaly"
+    task: Literal["anomaly", "typed"] = "anomaly"
     labels: tuple[str, ...] = ("good", "defect")
     created_at: datetime
     input: InputSpec
@@ -151,6 +167,11 @@ class Manifest(_Model):
         for name in (MODEL_FILE, PARITY_FILE, CARD_FILE):
             if name not in self.files:
                 raise ValueError(f"files must list {name}")
+        if self.outputs.class_scores is not None and self.outputs.class_scores.shape != (1, len(self.labels) - 1):
+            shape = self.outputs.class_scores.shape
+            raise ValueError(
+                f"class_scores must be (1, {len(self.labels) - 1}) for {len(self.labels) - 1} classes, got {shape}"
+            )
         for name in self.files:
             if name == MANIFEST_FILE or PurePosixPath(name).name != name or "\\" in name or name.startswith("."):
                 raise ValueError(f"files must be plain names in the package, got {name!r}")
@@ -159,16 +180,21 @@ class Manifest(_Model):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParitySamples:
-    """Frames with the outputs they must give: pixels uint8 (n, H, W, 3), scores float32 (n,), maps float32 (n, h, w)."""
+    """Frames with the outputs they must give: pixels uint8 (n, H, W, 3), scores float32 (n,), maps float32 (n, h, w).
+
+    `others` are the further outputs of a typed model by field name, each (n, …).
+    """
 
     pixels: NDArray[np.uint8]
     scores: NDArray[np.float32]
     maps: NDArray[np.float32]
+    others: Mapping[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
 
     def to_bytes(self) -> bytes:
         """Return the samples as the bytes of `parity.npz`."""
         target = io.BytesIO()
-        np.savez_compressed(target, pixels=self.pixels, scores=self.scores, maps=self.maps)
+        arrays: dict[str, Any] = {"pixels": self.pixels, "scores": self.scores, "maps": self.maps, **self.others}
+        np.savez_compressed(target, **arrays)
         return target.getvalue()
 
     @staticmethod
@@ -180,7 +206,8 @@ class ParitySamples:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                samples = ParitySamples(arrays["pixels"], arrays["scores"], arrays["maps"])
+                others = {name: arrays[name] for name in arrays.files if name not in ("pixels", "scores", "maps")}
+                samples = ParitySamples(arrays["pixels"], arrays["scores"], arrays["maps"], others)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise PackageError(f"{PARITY_FILE} cannot be read: {error}") from error
         count = len(samples.pixels)
@@ -189,6 +216,9 @@ class ParitySamples:
         if samples.scores.shape != (count,) or samples.maps.shape[:1] != (count,):
             shapes = f"{samples.scores.shape} scores, {samples.maps.shape} maps"
             raise PackageError(f"{PARITY_FILE}: {count} frames need as many scores and maps, got {shapes}")
+        for name, values in others.items():
+            if values.shape[:1] != (count,):
+                raise PackageError(f"{PARITY_FILE}: {count} frames need as many rows of {name}, got {values.shape}")
         return samples
 
 

@@ -137,7 +137,7 @@ class Prediction:
     """What a model says of one frame: a score (higher is more anomalous), a map and regions.
 
     `anomaly_map` is float32 (h, w) over the region of interest `roi_xyxy` of a frame of `frame_size_wh`.
-    `durations_ms` names what each step took.
+    `durations_ms` names what each step took. `class_scores` are probabilities by defect class, where the model names classes.
     """
 
     frame_id: str
@@ -149,6 +149,7 @@ class Prediction:
     frame_size_wh: tuple[int, int]
     regions: tuple[Region, ...]
     durations_ms: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    class_scores: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
