@@ -15,24 +15,29 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from linegate.errors import DataError
 from linegate_training.data.folder import read_folder
-from linegate_training.data.layouts import read_elpv, read_folds
+from linegate_training.data.layouts import read_boxes_layout, read_elpv, read_elpv_supervised, read_folds, with_items
 from linegate_training.data.manifest import DownloadSource, KnownSet, PypiSource, known_set, known_sets
-from linegate_training.data.parts import PartSet, digest_of, sha256_of
+from linegate_training.data.parts import PartSet, Sample, digest_of, sha256_of
 
 ROOT_VARIABLE = "LINEGATE_DATA"
 TIMEOUT_S = 30.0
+FOLDS_FILE = "folds.csv"
 
 
-def open_parts(data: str, root: Path | None = None, fold: int | None = None, to_learn: bool = True) -> PartSet:
+def open_parts(
+    data: str, root: Path | None = None, fold: int | None = None, to_learn: bool = True, supervised: bool = False
+) -> PartSet:
     """Return the data set `data`: a folder in the MVTec AD layout, or the name of a known one.
 
-    Not `to_learn`, a folder need have nothing but test parts.
+    Not `to_learn`, a folder need have nothing but test parts. `supervised`, known sets give defective parts to learn from
+    too, by a split of their own, and a folder with folds.csv at its top is read by fold where one is named.
 
     Raises:
         DataError: it is neither, no copy of it is here, or it is damaged.
@@ -40,31 +45,51 @@ def open_parts(data: str, root: Path | None = None, fold: int | None = None, to_
     # A fetched copy may lie right here under its own name and in its own layout.
     laid_out = any((Path(data) / part).is_dir() for part in ("train", "test"))
     if laid_out or (Path(data).is_dir() and data not in known_sets()):
-        return read_folder(Path(data), to_learn=to_learn)
+        folder = Path(data)
+        listed = (folder / FOLDS_FILE).is_file()
+        if supervised and fold is not None and not listed:
+            raise DataError(f"{folder}: no fold {fold}, for there is no {FOLDS_FILE} (image, label, fold): leave out --fold")
+        if supervised and (fold is not None or (listed and not laid_out)):
+            chosen = fold or 0
+            words = f"by {FOLDS_FILE}; fold {chosen} is measured on, the others are learned from, but for groups that it has"
+            found = tuple(read_folds(folder, chosen, True))
+            return PartSet(folder.resolve().name, found, "not stated", "own images", split=words)
+        return read_folder(folder, to_learn=to_learn, supervised=supervised)
     looks_like_path = data.startswith((".", "/", "~")) or data.count("/") > 1 or "\\" in data
     if looks_like_path:
         raise DataError(f"{data}: no such folder: name one in the MVTec AD layout, or a known set (linegate data list)")
     known = known_set(data)
-    folder = local_copy(data, known, root)
-    common = (data, known.licence, f"{known.title}, {known.home}")
+    samples, words = _known_samples(data, known, local_copy(data, known, root), fold, to_learn, supervised)
+    return PartSet(data, tuple(samples), known.licence, f"{known.title}, {known.home}", known.citation, words)
+
+
+def _known_samples(
+    data: str, known: KnownSet, folder: Path, fold: int | None, to_learn: bool, supervised: bool
+) -> tuple[Sequence[Sample], str]:
+    """Return the samples of a known set and, in words, its split."""
     split = known.split
+    chosen = split.fold if fold is None else fold
+    words = split.supervised if supervised and split.supervised else split.words
     if known.layout == "mvtec":
         category = data.partition("/")[2]
         if known.categories and category not in known.categories:
             raise DataError(f"{data}: choose one of its parts, as {data.split('/')[0]}/{known.categories[0]}")
-        read = read_folder(folder / category if category else folder, *common, to_learn)
-        return PartSet(data, read.samples, known.licence, common[2], known.citation, split.words)
+        folder = folder / category if category else folder
+        if supervised and (folder / FOLDS_FILE).is_file():
+            return read_folds(folder, chosen, True, split.items), f"{words}; fold {chosen} is measured on"
+        read = read_folder(folder, to_learn=to_learn, supervised=supervised)
+        return with_items(read.samples, split.items), split.words
     if known.layout == "elpv":
-        samples = read_elpv(folder, split.test_good, split.seed)
-        return PartSet(data, tuple(samples), known.licence, common[2], known.citation, split.words)
+        if supervised:
+            return read_elpv_supervised(folder, split.supervised_test_share, split.seed), words
+        return read_elpv(folder, split.test_good, split.seed), words
     if known.layout == "folds":
-        chosen = split.fold if fold is None else fold
-        words = f"{split.words}; fold {chosen} is measured on"
-        return PartSet(data, tuple(read_folds(folder, chosen)), known.licence, common[2], known.citation, words)
-    reason = {
-        "boxes": "it has no good parts, and learning from boxes comes with typed training",
-        "visa": "convert it to the MVTec AD layout with its authors' script (prepare_data.py) and name the folder",
-    }[known.layout]
+        return read_folds(folder, chosen, supervised, split.items), f"{words}; fold {chosen} is measured on"
+    if known.layout == "boxes":
+        if supervised or not to_learn:
+            return read_boxes_layout(folder), words
+        raise DataError(f"{data} cannot be trained on good parts: it has no good parts, so learn from its defects")
+    reason = "convert it to the MVTec AD layout with its authors' script (prepare_data.py) and name the folder"
     raise DataError(f"{data} cannot be trained on good parts: {reason}")
 
 

@@ -50,13 +50,30 @@ class ExpectedFiles(Settings):
     digests: dict[str, Sha256] = Field(default_factory=dict)
 
 
+class ItemRule(Settings):
+    """Which images show one item, where the data set has no list of groups.
+
+    exposures: names end in exp<step>_num<number>, and one item's photographs are consecutive numbers of rising steps.
+    runs: `run` consecutive images show one item, but for the items `short`; items that are copies of another one, or show
+    the same thing, are in `same`.
+    """
+
+    kind: Literal["exposures", "runs"]
+    run: int = Field(default=1, ge=1)
+    short: dict[int, int] = Field(default_factory=dict)
+    same: list[list[int]] = Field(default_factory=list)
+
+
 class SplitRule(Settings):
-    """How the data set divides into parts to learn from and parts to measure on."""
+    """How the data set divides into parts to learn from and parts to measure on, and what of it is `supervised`."""
 
     words: str
     seed: int = 0
     test_good: int = 0
     fold: int = 0
+    supervised: str = ""
+    supervised_test_share: float = Field(default=0.25, gt=0, lt=1)
+    items: ItemRule | None = None
 
 
 class KnownSet(Settings):

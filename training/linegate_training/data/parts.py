@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
@@ -33,14 +34,27 @@ _UNREADABLE: Final = (OSError, SyntaxError, ValueError, PillowImage.Decompressio
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """A marked defect: its class and `xyxy` in pixels of the image, right and bottom exclusive."""
+
+    label: str
+    xyxy: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One image: `name` as the split lists it, `subset` train or test, `label` good, uncertain or a defect class."""
+    """One image: `name` as the split lists it, `subset` train or test, `label` good, uncertain or a defect class.
+
+    `boxes` are the defects marked by boxes. `group` names the part, item or capture sequence that the image is of.
+    """
 
     name: str
     path: Path
     subset: str
     label: str
     mask: Path | None = None
+    boxes: tuple[Box, ...] = ()
+    group: str | None = None
 
     @property
     def defective(self) -> bool:
@@ -62,6 +76,20 @@ class PartSet:
     def goods(self) -> list[Sample]:
         """Good parts to learn from."""
         return [sample for sample in self.samples if sample.subset == "train" and sample.label == GOOD]
+
+    def limited(self, goods: int, seed: int) -> PartSet:
+        """Return the same with at most so many good parts to learn from, drawn by `seed`."""
+        found = self.goods()
+        kept = {found[index].name for index in np.random.default_rng(seed).permutation(len(found))[:goods]}
+        samples = tuple(
+            sample for sample in self.samples if sample.subset != "train" or sample.label != GOOD or sample.name in kept
+        )
+        words = f"{self.split}; {len(kept)} of {len(found)} good parts, drawn by seed {seed}"
+        return replace(self, samples=samples, split=words)
+
+    def defects(self) -> list[Sample]:
+        """Defective parts to learn from."""
+        return [sample for sample in self.samples if sample.subset == "train" and sample.defective]
 
     def tests(self) -> list[Sample]:
         """Parts to measure on, good and defective."""
@@ -114,24 +142,66 @@ def check_masks(samples: Sequence[Sample], name: str) -> None:
     A defective part whose mask is empty still counts as defective; its pixels count as good.
 
     Raises:
-        DataError: as `read_mask`.
+        DataError: as `read_mask`, or the mask of a good part marks pixels.
     """
-    masked = [sample for sample in samples if sample.mask is not None]
+    defective = 0
     empty = []
-    for sample in masked:
+    for sample in samples:
+        if sample.mask is None:
+            continue
         with PillowImage.open(sample.path) as picture:
             size_wh = picture.size
-        if not read_mask(sample, size_wh).any():
+        marked = int(read_mask(sample, size_wh).sum())
+        defective += sample.defective
+        if marked and not sample.defective:
+            said = f"marks {marked} pixels of {sample.name}, which is labelled {sample.label}"
+            raise DataError(f"{sample.mask}: {said}: move the image to its defect class, or remove the mask")
+        if not marked and sample.defective:
             empty.append(sample)
     if empty:
-        said = f"{len(empty)} of {len(masked)} masks mark no pixel, the first {empty[0].mask}"
+        said = f"{len(empty)} of {defective} masks mark no pixel, the first {empty[0].mask}"
         print(f"note: {name}: {said}; those parts count as defective, their pixels as good", file=sys.stderr)
+
+
+def check_different(digests: Sequence[str], name: str, what: str) -> None:
+    """Look whether images, given by their SHA-256, differ at all; `what` names them, as good images.
+
+    Raises:
+        DataError: there are two or more, and all are one and the same.
+    """
+    if len(digests) > 1 and len(set(digests)) == 1:
+        raise DataError(f"{name}: all {len(digests)} {what} are one and the same: photograph different parts")
+
+
+def check_classes(defects: Sequence[Sample], name: str) -> None:
+    """Say which defect classes to learn have one example only."""
+    counts = Counter(sample.label for sample in defects)
+    single = sorted(label for label, count in counts.items() if count == 1)
+    if single:
+        said = f"one example only of {', '.join(single)}"
+        print(f"note: {name}: {said}: it is learned from, but nothing validates that class; add more", file=sys.stderr)
 
 
 def label_regions(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the 8-connected regions of a mask (H, W) from 1."""
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     return cast("NDArray[np.int32]", labels)
+
+
+def image_sizes(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Return each image's sides (w, h), from its header.
+
+    Raises:
+        DataError: a header cannot be read.
+    """
+    sizes: list[tuple[int, int]] = []
+    for sample in samples:
+        try:
+            with PillowImage.open(sample.path) as picture:
+                sizes.append(picture.size)
+        except _UNREADABLE as error:
+            raise DataError(f"{sample.path}: not a readable picture ({error}); mend or remove this image") from error
+    return sizes
 
 
 def check_sizes(samples: Sequence[Sample], name: str) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -142,13 +212,7 @@ def check_sizes(samples: Sequence[Sample], name: str) -> tuple[tuple[int, int], 
     Raises:
         DataError: a header cannot be read, or aspects differ so much that the images cannot be of one kind of part.
     """
-    sizes: list[tuple[int, int]] = []
-    for sample in samples:
-        try:
-            with PillowImage.open(sample.path) as picture:
-                sizes.append(picture.size)
-        except _UNREADABLE as error:
-            raise DataError(f"{sample.path}: not a readable picture ({error}); mend or remove this image") from error
+    sizes = image_sizes(samples)
     widths, heights = [size[0] for size in sizes], [size[1] for size in sizes]
     low, high = (min(widths), min(heights)), (max(widths), max(heights))
     aspects = [width / height for width, height in sizes]
