@@ -6,11 +6,17 @@ pixels but a histogram.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from linegate.stages import Region
+from linegate_training.data.parts import Box
 
 BINS = 1 << 16
 AUPRO_LIMIT = 0.3
@@ -31,9 +37,16 @@ def clopper_pearson(events: int, trials: int, confidence: float = 0.95) -> tuple
     """Exact binomial interval (Clopper and Pearson, 1934) of a rate; None without trials."""
     if trials == 0:
         return None
+    low, high = _binomial_bounds(np.array([events]), trials, confidence)
+    return float(low[0]), float(high[0])
+
+
+def _binomial_bounds(
+    events: NDArray[np.int64], trials: int, confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     tail = (1.0 - confidence) / 2.0
-    low = 0.0 if events == 0 else float(stats.beta.ppf(tail, events, trials - events + 1))
-    high = 1.0 if events == trials else float(stats.beta.ppf(1.0 - tail, events + 1, trials - events))
+    low = np.where(events == 0, 0.0, stats.beta.ppf(tail, np.maximum(events, 1), trials - events + 1))
+    high = np.where(events == trials, 1.0, stats.beta.ppf(1.0 - tail, events + 1, np.maximum(trials - events, 1)))
     return low, high
 
 
@@ -65,6 +78,91 @@ def false_reject_rate_at_zero_escapes(scores: NDArray[np.float64], defective: ND
     if not 0 < defective.sum() < len(defective):
         return None
     return float((scores[~defective] >= scores[defective].min()).mean())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OperatingCurve:
+    """What every threshold would do, from the highest down: shares of good and of defective parts that fail (T,).
+
+    `good_low` … `defect_high` bound the two true shares: at each threshold the rectangle of both holds them together with
+    95 % confidence, for each side is an exact interval of confidence √0.95 (the two samples are independent: Pepe, "The
+    Statistical Evaluation of Medical Tests for Classification and Prediction", 2003). It has a width where no part errs too,
+    which resampling would not give it.
+    """
+
+    thresholds: NDArray[np.float64]
+    good: NDArray[np.float64]
+    defect: NDArray[np.float64]
+    good_low: NDArray[np.float64]
+    good_high: NDArray[np.float64]
+    defect_low: NDArray[np.float64]
+    defect_high: NDArray[np.float64]
+    prevalence: float
+
+    def precision(self, good: NDArray[np.float64], defect: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Share of defective parts among those that fail, at the share of defective parts in the test set.
+
+        Where nothing fails it is 1, as average precision has it.
+        """
+        hits, alarms = defect * self.prevalence, good * (1.0 - self.prevalence)
+        failing = hits + alarms
+        return np.where(failing > 0, hits / np.where(failing > 0, failing, 1.0), 1.0)
+
+
+def operating_curve(scores: NDArray[np.float64], defective: NDArray[np.bool_]) -> OperatingCurve | None:
+    """Return the curve behind ROC and precision-recall; None where one of the two classes is absent."""
+    defects, goods = int(defective.sum()), int((~defective).sum())
+    if defects == 0 or goods == 0:
+        return None
+    thresholds, places = np.unique(-scores, return_inverse=True)
+    failing_goods = np.concatenate([[0], np.cumsum(np.bincount(places[~defective], minlength=len(thresholds)))])
+    failing_defects = np.concatenate([[0], np.cumsum(np.bincount(places[defective], minlength=len(thresholds)))])
+    joint = float(np.sqrt(0.95))
+    good_low, good_high = _binomial_bounds(failing_goods, goods, joint)
+    defect_low, defect_high = _binomial_bounds(failing_defects, defects, joint)
+    return OperatingCurve(
+        np.concatenate([[np.inf], -thresholds]), failing_goods / goods, failing_defects / defects,
+        good_low, good_high, defect_low, defect_high, defects / (defects + goods),
+    )  # fmt: skip
+
+
+def box_iou(one: tuple[int, int, int, int], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of a box with others (n, 4), all xyxy with right and bottom exclusive."""
+    sides = np.minimum(others[:, 2:], one[2:]) - np.maximum(others[:, :2], one[:2])
+    shared = np.prod(np.clip(sides, 0, None), axis=1)
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1) + (one[2] - one[0]) * (one[3] - one[1])
+    return np.asarray(shared / np.maximum(areas - shared, 1e-12), np.float64)
+
+
+def average_precisions(
+    detections: Sequence[Sequence[Region]], truths: Sequence[Sequence[Box]], min_iou: float = 0.5
+) -> dict[str, float]:
+    """Return the average precision of boxes by class, of the classes that `truths` has; one entry for each image.
+
+    The best scored detection comes first and takes the free true box that it overlaps most, by `min_iou` at least (COCO's
+    matching); precision is made to fall with recall and integrated over all its steps (Everingham et al., "The PASCAL
+    Visual Object Classes Challenge", 2010 and later).
+    """
+    classes = sorted({box.label for boxes in truths for box in boxes})
+    return {label: _average_precision(detections, truths, label, min_iou) for label in classes}
+
+
+def _average_precision(
+    detections: Sequence[Sequence[Region]], truths: Sequence[Sequence[Box]], label: str, min_iou: float
+) -> float:
+    wanted = [np.array([box.xyxy for box in boxes if box.label == label], np.float64).reshape(-1, 4) for boxes in truths]
+    free = [np.ones(len(boxes), bool) for boxes in wanted]
+    found = [(region, image) for image, regions in enumerate(detections) for region in regions if region.label == label]
+    hits = np.zeros(len(found), bool)
+    for rank, (region, image) in enumerate(sorted(found, key=lambda pair: -pair[0].score)):
+        overlaps = np.where(free[image], box_iou(region.box_xyxy, wanted[image]), -1.0)
+        if len(overlaps) and overlaps.max() >= min_iou:
+            hits[rank] = True
+            free[image][int(overlaps.argmax())] = False
+    recall = np.cumsum(hits) / sum(map(len, wanted))
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * best_from_here).sum())
 
 
 class PixelCurve:
