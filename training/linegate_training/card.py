@@ -6,6 +6,7 @@ from typing import Any
 
 from linegate.package import Manifest
 from linegate_training.data.parts import PartSet
+from linegate_training.operating_words import section
 
 _LIMITS = (
     "- It knows appearance only: it names no defect class, and measures nothing.",
@@ -55,7 +56,7 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
         "## What it can and cannot see",
         "\n".join([resolution, *_LIMITS]),
         "## Operating point",
-        _operating_point(manifest),
+        section(manifest.thresholds),
         "## Numbers",
         _numbers(manifest.metrics.get("test")),
         export,
@@ -73,27 +74,6 @@ def _uncertain(parts: PartSet) -> list[str]:
 
 def _cited(citation: str) -> str:
     return "\n".join(f"> {line}" for line in citation.strip().splitlines())
-
-
-def _operating_point(manifest: Manifest) -> str:
-    thresholds = manifest.thresholds
-    score = thresholds.calibration["score"]
-    rate = float(thresholds.calibration["false_reject_rate"])
-    text = (
-        f"A part fails at a score of {thresholds.score:.3f} or more, set for a false-reject rate of {rate:.2%} from "
-        f"{score['parts']} good parts that the scoring model had not seen. "
-    )
-    if score["rate_interval"] is not None:
-        low, high = score["rate_interval"]
-        # Without parts held out the threshold is cross-fitted: its scores come from other models than the final one.
-        about = "" if manifest.dataset.split["calibration"] else "about "
-        text += f"With so many parts the true rate lies between {about}{low:.2%} and {high:.2%} (95 %)."
-    else:
-        text += (
-            f"That is too few to promise the rate without an assumption ({score['parts_needed']} are needed): "
-            "the tail was taken as normal."
-        )
-    return text + f" Map values of {thresholds.map:.2f} or more form regions."
 
 
 def _numbers(test: dict[str, Any] | None) -> str:

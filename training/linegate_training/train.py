@@ -1,296 +1,305 @@
-"""Good parts → a model package, reading from top to bottom.
+"""Photographs of parts → a model package: which regime, which input, what is learned, reading from top to bottom.
 
-Rules kept here: nothing but good parts is learned from; the threshold comes from parts that the model scoring them has
-not seen; the package is written only when onnxruntime agrees with torch; the same seed gives the same graph.
+Rules kept here: without a defect to learn from, good parts alone decide; test parts are never learned from; the same seed
+gives the same graph. Learning is left to `good_parts` and `learn`, writing to `packaging`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-import linegate
-from linegate.errors import DataError
+from linegate.errors import DataError, SettingsError
 from linegate.infer import prepare
-from linegate.package import (
-    CARD_FILE,
-    MODEL_FILE,
-    PARITY_FILE,
-    SPLIT_FILE,
-    Dataset,
-    InputSpec,
-    Manifest,
-    ModelPackage,
-    Outputs,
-    OutputSpec,
-    Parity,
-    Thresholds,
-    Training,
-    write_package,
-)
-from linegate_training.calibrate import Threshold, threshold_for
-from linegate_training.card import write_card
+from linegate.package import InputSpec, ModelPackage
+from linegate_training.augment import augmenter, recipe_from
+from linegate_training.calibrate import Aim
+from linegate_training.commands.export import SETTINGS_FILE, TRAINED_FILE
+from linegate_training.data.duplicates import find_groups, note_leaks
 from linegate_training.data.parts import (
     PartSet,
     Sample,
+    check_different,
     check_masks,
     check_sizes,
-    digest_of,
+    image_sizes,
     read_part,
     sha256_of,
 )
-from linegate_training.data.splits import Split, split_goods
-from linegate_training.evaluate import evaluate
-from linegate_training.export import LINE_TOLERANCE, MAP, SCORE, ParityProof, parity_samples, prove, to_onnx
-from linegate_training.models.gaussian import estimate_shrinkage
-from linegate_training.models.good_only import (
-    MAP_SCALE,
-    FeatureNet,
-    GoodOnlyNet,
-    HeadFit,
-    Unit,
-    Units,
-    fit_head,
-    local_peak,
-)
-from linegate_training.settings import TrainSettings
+from linegate_training.data.splits import Split, split_goods, split_learning
+from linegate_training.export import INPUT, MAP, SCORE, Arrays, frame_example, run_graph, to_onnx
+from linegate_training.good_parts import extract, fit, session_extractor, torch_extractor
+from linegate_training.graphs import FeatureSession, assemble
+from linegate_training.learn import learn, read_learned, write_learned
+from linegate_training.learn_settings import LearnSettings
+from linegate_training.models.good_only import MAP_SCALE, FeatureNet, GoodOnlyNet
+from linegate_training.packaging import Naming, Trained, choose_precision, pack, proved, say
+from linegate_training.quantise import CALIBRATION_FRAMES, quantise, to_half
+from linegate_training.risk import Costs
+from linegate_training.settings import STRIDE_PX, TrainSettings
 
 MIN_GOODS = 10
-PARITY_PARTS = 32
-"""Export is proved over this many calibration parts."""
-LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "scikit-learn", "scipy", "opencv-python")
+SQUARE = 1.25
+"""Parts whose aspect differs from a square by less are seen as squares."""
+LONGEST = 4
+"""The longer side of the input is at most so many times the shorter."""
+STATISTICS, PLACES = "statistics", "places"
+PROMISE_PARTS = 299
+"""Good parts that a promise of 1 % with 95 % confidence takes."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """Features of good parts: statistics (N, D) of all, local ones (M, C, g, g) of those numbered `kept` (M,)."""
+def train(
+    parts: PartSet,
+    out: Path,
+    naming: Naming,
+    settings: TrainSettings,
+    run_dir: Path | None = None,
+    ignore: Path | None = None,
+    resume: bool = False,
+    trained: Path | None = None,
+) -> ModelPackage:
+    """Learn from `parts`, write the package to `out` and return it; the report goes to `run_dir`.
 
-    statistics: NDArray[np.float64]
-    places: NDArray[np.float16]
-    kept: NDArray[np.int64]
-
-    def of(self, indices: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float16]]:
-        """Return statistics and local features of the given parts."""
-        rows = np.flatnonzero(np.isin(self.kept, indices))
-        return self.statistics[list(indices)], self.places[rows]
-
-
-def train(parts: PartSet, out: Path, name: str, version: str, settings: TrainSettings, command: str) -> ModelPackage:
-    """Train on the good parts of `parts`, write the package to `out` and return it.
+    Defective parts to learn from are learned from, unless `settings.instant`. `resume` goes on with what an interrupted
+    training left in `run_dir`; with `trained`, a net that an earlier training left is exported as it is. `ignore` is a mask
+    over the region of interest, of any size: what is not 0 in it is not looked at.
 
     Raises:
-        DataError: there are too few good parts, or an image or mask is wrong.
+        DataError: there are too few parts, or an image or mask is wrong.
         ParityError: the export computes other numbers than torch; nothing is written.
     """
+    if run_dir is not None:
+        write_settings(run_dir, settings)
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
+    check_sizes(parts.samples, parts.name)
+    check_masks([*parts.goods(), *parts.defects(), *parts.tests()], parts.name)
+    note_leaks(parts)
+    learned = [*parts.goods(), *parts.defects()]
+    spec = InputSpec(size_wh=working_size(learned, settings), roi_xyxy=settings.roi_xyxy) if learned else None
+    if parts.defects() and not settings.instant:
+        assert spec is not None
+        if ignore is not None:
+            raise SettingsError("--ignore: is only for learning from good parts so far: leave it out, or use --roi")
+        result = learn_parts(parts, spec, settings, run_dir or Path("runs") / naming.name, resume, trained)
+    else:
+        result, spec = learn_goods(parts, settings, ignore)
+    if settings.precision == "fp16":
+        result = replace(result, model=to_half(result.model), precision="fp16")
+    return pack(result, parts, spec, settings, naming, out, run_dir)
+
+
+def learn_goods(parts: PartSet, settings: TrainSettings, ignore: Path | None) -> tuple[Trained, InputSpec]:
+    """Learn from the good parts alone, in int8 where that is asked for and pays."""
     goods = parts.goods()
     if len(goods) < MIN_GOODS:
         raise DataError(f"{parts.name}: {len(goods)} good images, at least {MIN_GOODS} are needed (better 100): add more")
-    check_sizes(parts.samples, parts.name)
-    check_masks(parts.tests(), parts.name)
-    digests = {sample.name: sha256_of(sample.path) for sample in parts.samples}
-    if len({digests[sample.name] for sample in goods}) == 1:
-        raise DataError(f"{parts.name}: all {len(goods)} good images are one and the same: photograph different parts")
+    check_different([sha256_of(sample.path) for sample in goods], parts.name, "good images")
+    groups = find_groups(goods)
     split = split_goods(
-        [digests[sample.name] for sample in goods],
-        settings.seed, settings.calibration_share, settings.cross_fit_below, settings.cross_fit_folds,
+        groups.ids, settings.seed, settings.calibration_share, settings.cross_fit_below, settings.cross_fit_folds,
+        groups.words,
     )  # fmt: skip
     say(f"{parts.name}: {split.words}")
-
-    spec = InputSpec(size_wh=(settings.size_px, settings.size_px))
-    feature_net = FeatureNet(settings.size_px)
-    features = extract(feature_net, goods, spec, settings)
-    net, calibration_scores, calibration_peaks = fit(feature_net, features, split, settings)
-    score_threshold = threshold_for(calibration_scores, settings.false_reject_rate)
-    map_threshold = threshold_for(calibration_peaks, settings.false_reject_rate)
-    say(promise(score_threshold, settings.false_reject_rate))
-
-    model = to_onnx(net, settings.size_px)
-    held = [goods[index] for _, indices in split.rounds for index in indices][:PARITY_PARTS]
-    frames = (prepare(*read_part(sample), spec)[0] for sample in held)
-    proof = prove(net, model, tqdm(frames, "parity", total=len(held), unit="part", disable=None), settings.threads)
-    say(f"parity: torch and onnxruntime differ by {proof.score:.1e} in score, {proof.map:.1e} in map, {proof.parts} parts")
-
-    samples = parity_samples(model, settings.size_px, settings.seed)
-    manifest = describe(
-        parts, name, version, settings, split, spec, digests, (score_threshold, map_threshold), proof, samples.maps.shape[1:]
-    )
-    limit = LINE_TOLERANCE * max(1.0, float(np.abs(samples.scores).max()))
-    map_limit = LINE_TOLERANCE * max(1.0, float(np.abs(samples.maps).max()))
-    manifest = manifest.model_copy(update={"parity": Parity(score_tolerance=limit, map_tolerance=map_limit)})
-    files = {MODEL_FILE: model, PARITY_FILE: samples.to_bytes(), SPLIT_FILE: split_csv(parts, goods, split, digests)}
-    card = write_card(manifest, parts, command, sum(map(len, files.values())))
-    package = write_package(out, manifest, {**files, CARD_FILE: card.encode()})
-    if parts.tests():
-        # Through the line's own path, from the package as it lies on the disk.
-        say("measuring on the test parts")
-        metrics = {**manifest.metrics, "test": evaluate(package, parts, checked=True)}
-        manifest = manifest.model_copy(update={"metrics": metrics})
-        card = write_card(manifest, parts, command, sum(map(len, files.values())))
-        package = write_package(out, manifest, {**files, CARD_FILE: card.encode()})
-    return package
+    spec = InputSpec(size_wh=working_size(goods, settings), roi_xyxy=settings.roi_xyxy)
+    keep = None if ignore is None else read_ignore(ignore, spec)
+    trained = learn_good_parts(goods, split, spec, settings, keep)
+    if settings.precision == "int8":
+        quantised = learn_good_parts(goods, split, spec, settings, keep, int8=True)
+        trained, _ = choose_precision(trained, quantised, parts, spec, settings.threads)
+    return trained, spec
 
 
-def extract(net: FeatureNet, goods: Sequence[Sample], spec: InputSpec, settings: TrainSettings) -> Features:
-    """Run the backbone over the good parts."""
-    random = np.random.default_rng(settings.seed)
-    count = len(goods)
-    kept = np.sort(random.permutation(count)[: settings.patch_images])
-    statistics, places = [], []
-    wanted = set(kept.tolist())
-    with tqdm(total=count, desc="features", unit="part", disable=None) as progress:
-        for start in range(0, count, settings.batch):
-            batch = [prepare(*read_part(sample), spec)[0] for sample in goods[start : start + settings.batch]]
-            with torch.inference_mode():
-                whole, local = net(torch.from_numpy(np.concatenate(batch)))
-            statistics.append(whole.double().numpy())
-            rows = [row for row in range(len(batch)) if start + row in wanted]
-            places.append(local[rows].half().numpy())
-            progress.update(len(batch))
-    return Features(np.concatenate(statistics), np.concatenate(places), kept)
+def write_settings(run_dir: Path, settings: TrainSettings) -> None:
+    """Keep the settings of a run beside what comes of it.
 
-
-def fit(
-    feature_net: FeatureNet, features: Features, split: Split, settings: TrainSettings
-) -> tuple[GoodOnlyNet, NDArray[np.float64], NDArray[np.float64]]:
-    """Return the net and, of the calibration parts, scores (n,) and the greatest map values (m,)."""
-    whole: list[NDArray[np.float64]] = []
-    local: list[NDArray[np.float64]] = []
-    part: list[NDArray[np.float64]] = []
-    net = None
-    # One for all rounds: estimated in each, it would fall as parts are added, and the final model's distances would be
-    # greater than those that the threshold is set from.
-    shrinkage = estimate_shrinkage(features.statistics if split.refit else features.of(split.rounds[0][0])[0])
-    for fitted, calibrating in tqdm(split.rounds, "fitting", unit="round", disable=None):
-        net = _net(feature_net, fit_head(*features.of(fitted), shrinkage, settings), settings)
-        for columns, values in zip((whole, local, part), _distances(net, features, calibrating, settings), strict=True):
-            columns.append(values)
-    all_whole, all_local, all_part = np.concatenate(whole), np.concatenate(local), np.concatenate(part)
-    if net is None or split.refit:
-        everything = tuple(range(len(features.statistics)))
-        net = _net(feature_net, fit_head(*features.of(everything), shrinkage, settings), settings)
-    peaks = local_peak(torch.from_numpy(all_local)).numpy()
-    net.units = Units(Unit.of_scores(all_whole), Unit.of_scores(peaks), Unit.of_cells(all_local), Unit.of_cells(all_part))
-    units = net.units
-    scores = (all_whole - units.whole.centre) / units.whole.spread
-    scores = scores + settings.local_weight * (peaks - units.peak.centre) / units.peak.spread
-    maps = net.coarse_map(torch.from_numpy(all_local), torch.from_numpy(all_part)).numpy()
-    return net, scores, maps.max((1, 2))
-
-
-def _net(feature_net: FeatureNet, head: HeadFit, settings: TrainSettings) -> GoodOnlyNet:
-    return GoodOnlyNet(feature_net, head, Units(), settings.local_weight)
-
-
-def _distances(
-    net: GoodOnlyNet, features: Features, indices: Sequence[int], settings: TrainSettings
-) -> Iterator[NDArray[np.float64]]:
-    """Yield global distances (n,), local ones (n, g, g) and places' parts (n, g, g) of the given parts."""
-    rows = {int(index): row for row, index in enumerate(features.kept)}
-    known = [index for index in indices if index in rows]
-    outputs: list[list[NDArray[np.float64]]] = [[], [], []]
-    for start in range(0, len(known), settings.batch):
-        chosen = known[start : start + settings.batch]
-        statistics = torch.from_numpy(features.statistics[chosen]).float()
-        places = torch.from_numpy(features.places[[rows[index] for index in chosen]]).float()
-        with torch.inference_mode():
-            for column, output in zip(outputs, net.distances(statistics, places), strict=True):
-                column.append(output.double().numpy())
-    yield from (np.concatenate(column) for column in outputs)
-
-
-def promise(threshold: Threshold, false_reject_rate: float) -> str:
-    """Say in one line what the threshold promises, and what it cannot."""
-    head = f"threshold {threshold.value:.3f} for a false-reject rate of {false_reject_rate * 100:.3g} %"
-    if threshold.rate_interval is not None:
-        low, high = threshold.rate_interval
-        return f"{head}, from {threshold.parts} good parts, each unseen by its scorer (95 %: {low:.2%} to {high:.2%})"
-    return (
-        f"{head}: {threshold.parts} good parts are too few to promise it ({threshold.parts_needed} are needed), "
-        "so the tail is assumed normal; add good parts"
-    )
-
-
-def describe(
-    parts: PartSet, name: str, version: str, settings: TrainSettings, split: Split, spec: InputSpec,
-    digests: dict[str, str], thresholds: tuple[Threshold, Threshold], proof: ParityProof, map_shape: tuple[int, ...],
-) -> Manifest:  # fmt: skip
-    """Return `package.json` but for the parity tolerances, the test's metrics and the digests of files."""
-    score, anomaly_map = thresholds
-    now = datetime.now(UTC).replace(microsecond=0)
-    calibration: dict[str, Any] = {
-        "false_reject_rate": settings.false_reject_rate,
-        "guaranteed": score.guaranteed,
-        "score": asdict(score),
-        "map": asdict(anomaly_map),
-        "parts": split.words,
-    }
-    subsets = {"train": 0, "calibration": 0}
-    for index in range(len(parts.goods())):
-        subsets[split.subset(index)] += 1
-    versions = {library: _version(library) for library in LIBRARIES}
-    return Manifest(
-        name=name,
-        version=version,
-        created_at=now,
-        input=spec,
-        outputs=Outputs(
-            score=OutputSpec(name=SCORE, shape=(1,), meaning="distance from good parts: 0 typical, 1 exceeded by a tenth"),
-            map=OutputSpec(
-                name=MAP, shape=(1, *map_shape), meaning=f"anomaly per cell of 16 pixels, drawn {MAP_SCALE} times finer"
-            ),
-        ),
-        thresholds=Thresholds(
-            score=score.value, map=anomaly_map.value, min_region_share=settings.min_region_share,
-            set_by="linegate train", set_at=now, calibration=calibration,
-        ),
-        dataset=Dataset(
-            name=parts.name, digest=digest_of(digests.items()), licence=parts.licence, source=parts.source,
-            split={"data_set": parts.split, "good_parts": split.words, **subsets, "test": len(parts.tests())},
-        ),
-        training=Training(
-            settings=settings.model_dump(), seed=settings.seed, code_version=linegate.__version__,
-            libraries={"python": platform.python_version(), **versions},
-        ),
-        metrics={"parity": asdict(proof)},
-        parity=Parity(score_tolerance=1.0, map_tolerance=1.0),
-        files={MODEL_FILE: "0" * 64, PARITY_FILE: "0" * 64, CARD_FILE: "0" * 64},
-    )  # fmt: skip
-
-
-def split_csv(parts: PartSet, goods: Sequence[Sample], split: Split, digests: dict[str, str]) -> bytes:
-    """Return `split.csv`: name, sha256, subset and label of every image of the data set."""
-    subsets = {sample.name: split.subset(index) for index, sample in enumerate(goods)}
-    rows = [
-        f"{_quoted(sample.name)},{digests[sample.name]},{subsets.get(sample.name, sample.subset)},{_quoted(sample.label)}"
-        for sample in parts.samples
-    ]
-    return ("\n".join(["name,sha256,subset,label", *rows]) + "\n").encode()
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal; standard output stays for programs."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _version(library: str) -> str:
+    Raises:
+        SettingsError: the folder cannot be written.
+    """
     try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--run {run_dir}: cannot be written ({error.strerror}): name another folder") from error
+
+
+def learn_parts(
+    parts: PartSet, spec: InputSpec, settings: TrainSettings, run_dir: Path, resume: bool, trained_file: Path | None
+) -> Trained:
+    """Learn from good and defective parts, or from defective ones of several classes; or take what was learned before."""
+    samples = [*parts.goods(), *parts.defects()]
+    classes = tuple(sorted({sample.label for sample in parts.defects()}))
+    groups = find_groups(samples)
+    shares = (settings.validation_share, settings.validation_share)
+    split = split_learning([sample.label for sample in samples], groups.ids, settings.seed, *shares, groups.words)
+    say(f"{parts.name}: {split.words}")
+    for note in split.notes:
+        say(f"note: {parts.name}: {note}")
+    history: Sequence[Mapping[str, float]] = ()
+    if trained_file is None:
+        learned = learn(samples, split, classes, spec, learn_settings(settings), run_dir, resume)
+        net, history, learned_words = learned.net, learned.history, learned.words
+        for note in learned.notes:
+            say(f"note: {parts.name}: {note}")
+        write_learned(net, run_dir / TRAINED_FILE)
+    else:
+        net, learned_words = read_learned(trained_file), f"learned earlier: {trained_file}"
+        if net.shape.size_wh != spec.size_wh or net.shape.classes != len(classes):
+            raise SettingsError(f"{trained_file}: is of other data (input {net.shape.size_wh}, {net.shape.classes} classes)")
+    say(f"{parts.name}: {learned_words}")
+    model = to_onnx(net, [frame_example(spec.size_wh)], [INPUT], net.output_names)
+
+    def expected(pixels: NDArray[np.uint8]) -> Arrays:
+        with torch.inference_mode():
+            values = net(torch.from_numpy(pixels))
+        return {name: value.numpy() for name, value in zip(net.output_names, values, strict=True)}
+
+    # Parts that chose the weights calibrate too where the others are too few for a promise.
+    exact = [index for index in split.calibration if not samples[index].defective]
+    enough = len(exact) >= PROMISE_PARTS
+    chosen = [*split.calibration, *(() if enough else split.validation)] or list(split.fit)
+    calibrating = [samples[index] for index in sorted(chosen)]
+    trained = Trained(
+        model=model,
+        expected=expected,
+        labels=("good", *classes),
+        good_scores=np.zeros(0),
+        defect_scores=np.zeros(0),
+        good_peaks=np.zeros(0),
+        held_out=enough,
+        subsets={sample.name: split.subset(index) for index, sample in enumerate(samples)},
+        split_words=split.words,
+        calibrating=calibrating,
+        score_meaning="logit of being defective: 0 is even odds",
+        map_meaning="logit of being defective, at each place of 4 pixels",
+        aim=_aim(calibrating, settings),
+        map_threshold=0.0,
+        history=history,
+        learned_words=learned_words,
+    )
+    trained = scored(trained, spec, settings.threads)
+    if settings.precision == "int8":
+        frames = [
+            prepare(*read_part(samples[index]), spec)[0] for index in split.fit[:: max(1, len(split.fit) // CALIBRATION_FRAMES)]
+        ]
+        proof = proved(trained, spec, settings.threads)
+        quantised = replace(trained, model=quantise(model, frames), expected=None, proof=proof, precision="int8")
+        quantised = scored(quantised, spec, settings.threads)
+        trained, _ = choose_precision(trained, quantised, parts, spec, settings.threads)
+    return trained
+
+
+def learn_settings(settings: TrainSettings) -> LearnSettings:
+    """Return the settings of learning from defects, with the seed, threads and recipe of the whole training."""
+    fitting = settings.learn.fit.model_copy(update={"seed": settings.seed, "threads": settings.threads})
+    return settings.learn.model_copy(update={"fit": fitting, "augment": recipe_from(settings.augment)})
+
+
+def scored(trained: Trained, spec: InputSpec, threads: int) -> Trained:
+    """Return the same with the scores of its calibration parts, and the good ones' greatest map values, from its graph."""
+    frames = (prepare(*read_part(sample), spec)[0] for sample in trained.calibrating)
+    outputs = run_graph(trained.model, frames, threads)
+    defective = np.array([sample.defective for sample in trained.calibrating], bool)
+    scores, peaks = outputs[SCORE].astype(np.float64), outputs[MAP].astype(np.float64).max((1, 2))
+    return replace(trained, good_scores=scores[~defective], defect_scores=scores[defective], good_peaks=peaks[~defective])
+
+
+def _aim(calibrating: Sequence[Sample], settings: TrainSettings) -> Aim:
+    goods = sum(not sample.defective for sample in calibrating)
+    if goods < 2:
+        # Nothing tells what good parts look like: even odds, until `linegate calibrate` has seen some.
+        return Aim(threshold=0.0)
+    if settings.operating_point == "accuracy":
+        share = min(max(1.0 - goods / len(calibrating), 0.01), 0.99)
+        return Aim(costs=Costs(1.0, 1.0, share))
+    return Aim(settings.false_reject_rate, confidence=settings.confidence)
+
+
+def working_size(samples: Sequence[Sample], settings: TrainSettings) -> tuple[int, int]:
+    """Return the input's width and height: `size_px` for the shorter side, the longer one after the usual aspect.
+
+    Multiples of the backbone's stride; parts that are nearly square are seen as squares.
+    """
+    roi = settings.roi_xyxy or (0.0, 0.0, 1.0, 1.0)
+    share = (roi[2] - roi[0]) / (roi[3] - roi[1])
+    aspect = float(np.median([width / height for width, height in image_sizes(samples)])) * share
+    long = min(max(aspect, 1 / aspect), LONGEST)
+    if long < SQUARE:
+        return settings.size_px, settings.size_px
+    longer = round(settings.size_px * long / STRIDE_PX) * STRIDE_PX
+    return (longer, settings.size_px) if aspect > 1 else (settings.size_px, longer)
+
+
+def read_ignore(path: Path, spec: InputSpec) -> NDArray[np.bool_]:
+    """Return what is looked at (H, W), from a mask over the region of interest.
+
+    Raises:
+        DataError: the mask cannot be read, or leaves nothing to look at.
+    """
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise DataError(f"{path}: the ignore mask cannot be read: save it as 8-bit grey PNG")
+    shrunk = cv2.resize((mask != 0).astype(np.uint8) * 255, spec.size_wh, interpolation=cv2.INTER_AREA)
+    keep: NDArray[np.bool_] = shrunk == 0
+    if keep.mean() < 0.01:
+        raise DataError(f"{path}: the ignore mask leaves {keep.mean():.1%} of the part to look at: mark less")
+    return keep
+
+
+def learn_good_parts(
+    goods: Sequence[Sample],
+    split: Split,
+    spec: InputSpec,
+    settings: TrainSettings,
+    keep: NDArray[np.bool_] | None = None,
+    int8: bool = False,
+) -> Trained:
+    """Learn from good parts alone; with `int8` the backbone is quantised first, and the head fitted to what it then says."""
+    net = FeatureNet(spec.size_wh, keep)
+    vary = None
+    if len(goods) < settings.vary_below:
+        vary = augmenter(recipe_from(settings.augment), settings.seed)
+    features_graph = b""
+    extractor = torch_extractor(net)
+    if int8:
+        features_graph = to_onnx(net, [frame_example(spec.size_wh)], [INPUT], [STATISTICS, PLACES])
+        chosen = np.random.default_rng(settings.seed).permutation(len(goods))[:CALIBRATION_FRAMES]
+        features_graph = quantise(features_graph, (prepare(*read_part(goods[index]), spec)[0] for index in sorted(chosen)))
+        extractor = session_extractor(FeatureSession(features_graph, settings.threads))
+    fitted = fit(extract(extractor, goods, spec, settings, vary), split, settings)
+    if int8:
+        width = int(fitted.head.whole.mean.shape[0])
+        channels, height, breadth = (int(size) for size in fitted.head.place_mean.shape[1:])
+        examples = [torch.zeros((1, width)), torch.zeros((1, channels, height, breadth))]
+        model = assemble(features_graph, to_onnx(fitted.head, examples, [STATISTICS, PLACES], [SCORE, MAP]))
+    else:
+        model = to_onnx(GoodOnlyNet(net, fitted.head), [frame_example(spec.size_wh)], [INPUT], [SCORE, MAP])
+
+    def expected(pixels: NDArray[np.uint8]) -> Arrays:
+        statistics, places = extractor(pixels)
+        with torch.inference_mode():
+            score, anomaly_map = fitted.head(torch.from_numpy(statistics), torch.from_numpy(places))
+        return {SCORE: score.numpy(), MAP: anomaly_map.numpy()}
+
+    return Trained(
+        model=model,
+        expected=expected,
+        labels=("good", "defect"),
+        good_scores=fitted.scores,
+        defect_scores=np.zeros(0),
+        good_peaks=fitted.peaks,
+        held_out=not split.refit,
+        subsets={sample.name: split.subset(index) for index, sample in enumerate(goods)},
+        split_words=split.words,
+        calibrating=[goods[index] for _, indices in split.rounds for index in indices],
+        score_meaning="distance from good parts: 0 typical, 1 exceeded by a tenth",
+        map_meaning=f"the cube root of the score, shared out over cells of 16 pixels, drawn {MAP_SCALE} times finer",
+        aim=Aim(settings.false_reject_rate, confidence=settings.confidence),
+        precision="int8" if int8 else "fp32",
+    )
