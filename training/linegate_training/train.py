@@ -6,6 +6,7 @@ gives the same graph. Learning is left to `good_parts` and `learn`, writing to `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from linegate_training.data.parts import (
     check_masks,
     check_sizes,
     image_sizes,
+    label_regions,
+    read_mask,
     read_part,
     sha256_of,
 )
@@ -45,6 +48,9 @@ from linegate_training.risk import Costs
 from linegate_training.settings import STRIDE_PX, TrainSettings
 
 MIN_GOODS = 10
+USUAL_PX = 256
+SMALLEST_PX = 8.0
+"""A defect that is narrower in the input leaves little in features at stride 4."""
 SQUARE = 1.25
 """Parts whose aspect differs from a square by less are seen as squares."""
 LONGEST = 4
@@ -222,18 +228,37 @@ def _aim(calibrating: Sequence[Sample], settings: TrainSettings) -> Aim:
 
 
 def working_size(samples: Sequence[Sample], settings: TrainSettings) -> tuple[int, int]:
-    """Return the input's width and height: `size_px` for the shorter side, the longer one after the usual aspect.
+    """Return the input's width and height: the longer side follows the usual aspect of the photographs.
 
-    Multiples of the backbone's stride; parts that are nearly square are seen as squares.
+    The shorter side is `size_px`, or `USUAL_PX` and as much more, to the double, as the smallest marked defects need: nine of
+    ten must be `SMALLEST_PX` across. Multiples of the backbone's stride; parts that are nearly square are seen as squares.
     """
     roi = settings.roi_xyxy or (0.0, 0.0, 1.0, 1.0)
-    share = (roi[2] - roi[0]) / (roi[3] - roi[1])
-    aspect = float(np.median([width / height for width, height in image_sizes(samples)])) * share
+    sizes = np.array(image_sizes(samples), float) * (roi[2] - roi[0], roi[3] - roi[1])
+    aspect = float(np.median(sizes[:, 0] / sizes[:, 1]))
     long = min(max(aspect, 1 / aspect), LONGEST)
+    short = settings.size_px
+    if short is None:
+        across = [defect_px(sample) / side for sample, side in zip(samples, sizes.min(1), strict=True) if sample.defective]
+        marked = [share for share in across if share > 0]
+        wanted = SMALLEST_PX / float(np.percentile(marked, 10)) if marked else 0.0
+        short = int(np.clip(np.ceil(wanted / STRIDE_PX) * STRIDE_PX, USUAL_PX, 2 * USUAL_PX))
+        if short > USUAL_PX:
+            say(f"defects are small against the part: the input's shorter side is {short} pixels instead of {USUAL_PX}")
     if long < SQUARE:
-        return settings.size_px, settings.size_px
-    longer = round(settings.size_px * long / STRIDE_PX) * STRIDE_PX
-    return (longer, settings.size_px) if aspect > 1 else (settings.size_px, longer)
+        return short, short
+    longer = round(short * long / STRIDE_PX) * STRIDE_PX
+    return (longer, short) if aspect > 1 else (short, longer)
+
+
+def defect_px(sample: Sample) -> float:
+    """Return the root of the area of a part's largest marked defect, in pixels of the image; 0 where none is marked."""
+    if sample.boxes:
+        return max(math.sqrt((box.xyxy[2] - box.xyxy[0]) * (box.xyxy[3] - box.xyxy[1])) for box in sample.boxes)
+    if sample.mask is None:
+        return 0.0
+    areas = np.bincount(label_regions(read_mask(sample, image_sizes([sample])[0])).ravel())[1:]
+    return math.sqrt(areas.max()) if len(areas) else 0.0
 
 
 def read_ignore(path: Path, spec: InputSpec) -> NDArray[np.bool_]:

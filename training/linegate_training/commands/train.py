@@ -36,7 +36,9 @@ def register(commands: Any) -> None:
     parser.add_argument("--version", default="1.0.0", help="its semantic version (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="decides splits and samples (default: 0)")
     parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="where the report goes (default: runs/NAME)")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="shorter side of the model's input (default: 256)")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="shorter side of the model's input (default: from the data, 256 to 512)"
+    )
     parser.add_argument("--roi", metavar="L,T,R,B", help="region of interest, in shares of the frame, as 0.1,0,0.9,1")
     parser.add_argument(
         "--ignore", type=Path, metavar="MASK", help="picture over the region: what is not black is not looked at"
