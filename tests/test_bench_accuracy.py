@@ -43,7 +43,7 @@ with (here / "calls.txt").open("a") as calls:
     print(json.dumps(words), file=calls)
 case = next((words[i + 1] for i, word in enumerate(words) if word in ("--fold", "--seed")), "0")
 if words[0] == "train":
-    run = pathlib.Path(words[words.index("--run") + 1])
+    run = pathlib.Path(words[words.index("--run-dir") + 1])
     print("resumed" if run.exists() else "from the start")
     run.mkdir(exist_ok=True)
     if (here / f"broken-{case}").exists():
@@ -411,5 +411,5 @@ def test_the_options_of_every_row_are_those_that_the_command_line_has() -> None:
     for row in ROWS:
         if row.data is not None:
             to_train, to_evaluate = row.options(row.cases[0] if row.cases else None)
-            parser.parse_args(["train", row.data, "--out", "p", "--run", "r", "--name", row.name, *to_train])
+            parser.parse_args(["train", row.data, "--out", "p", "--run-dir", "r", "--name", row.name, *to_train])
             parser.parse_args(["evaluate", "p", row.data, "--json", *to_evaluate])

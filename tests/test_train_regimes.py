@@ -75,7 +75,7 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(data: Path, place: Path, settings_file: Path, *options: str) -> ModelPackage:
-    command = ["train", str(data), "--out", str(place / "plates"), "--run", str(place / "run")]
+    command = ["train", str(data), "--out", str(place / "plates"), "--run-dir", str(place / "run")]
     assert cli.main([*command, "--settings", str(settings_file), *options]) == 0
     return ModelPackage.load(place / "plates")
 
@@ -198,7 +198,7 @@ def test_what_is_ignored_and_what_lies_outside_the_region_changes_nothing(
 def test_wrong_option_is_told_in_one_line(
     typed_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
 ) -> None:
-    command = ["train", str(typed_data), "--out", str(tmp_path / "p"), "--run", str(tmp_path / "run"), *options]
+    command = ["train", str(typed_data), "--out", str(tmp_path / "p"), "--run-dir", str(tmp_path / "run"), *options]
     assert cli.main(command) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("linegate: ")
@@ -219,7 +219,7 @@ def test_training_killed_and_resumed_gives_the_same_net(
     package, _ = typed
     run = tmp_path / "run"
     command = [sys.executable, "-m", "linegate.cli", "train", str(typed_data), "--out", str(tmp_path / "plates")]
-    command += ["--run", str(run), "--settings", str(settings_file), "--resume"]
+    command += ["--run-dir", str(run), "--settings", str(settings_file), "--resume"]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text().splitlines()) < 2:
@@ -234,6 +234,18 @@ def test_training_killed_and_resumed_gives_the_same_net(
     assert resumed.model == package.model
     for key in ("image_auroc", "class_accuracy", "pixel_iou"):
         assert resumed.manifest.metrics["test"][key] == package.manifest.metrics["test"][key]
+
+
+def test_two_processes_of_torchrun_make_one_package(typed_data: Path, settings_file: Path, tmp_path: Path) -> None:
+    quick = tmp_path / "quick.toml"
+    quick.write_text(settings_file.read_text().replace("images_shown = 480", "images_shown = 96"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "linegate.cli"]
+    command += ["train", str(typed_data), "--out", str(tmp_path / "plates"), "--run-dir", str(tmp_path / "run")]
+    command += ["--settings", str(quick), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("wrote ") == 1
+    assert ModelPackage.load(tmp_path / "plates").manifest.task == "typed"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(parts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     """A package trained by the command, as a user would."""
     out = tmp_path_factory.mktemp("packages") / "plates"
-    run = ["--run", str(out.parent / "run")]
+    run = ["--run-dir", str(out.parent / "run")]
     status = cli.main(["train", str(parts_folder), "--out", str(out), "--size", "128", "--false-reject-rate", "0.05", *run])
     assert status == 0
     return ModelPackage.load(out)

@@ -43,6 +43,7 @@ from linegate_training.learn import learn, read_learned, write_learned
 from linegate_training.learn_settings import LearnSettings
 from linegate_training.models.good_only import MAP_SCALE, FeatureNet, GoodOnlyNet
 from linegate_training.packaging import Naming, Trained, choose_precision, pack, proved, say
+from linegate_training.processes import world
 from linegate_training.quantise import CALIBRATION_FRAMES, quantise, to_half
 from linegate_training.risk import Costs
 from linegate_training.settings import STRIDE_PX, TrainSettings
@@ -69,8 +70,10 @@ def train(
     ignore: Path | None = None,
     resume: bool = False,
     trained: Path | None = None,
-) -> ModelPackage:
+) -> ModelPackage | None:
     """Learn from `parts`, write the package to `out` and return it; the report goes to `run_dir`.
+
+    Of several processes (torchrun) the first does what is not learning by steps; the others return None.
 
     Defective parts to learn from are learned from, unless `settings.instant`. `resume` goes on with what an interrupted
     training left in `run_dir`; with `trained`, a net that an earlier training left is exported as it is. `ignore` is a mask
@@ -80,7 +83,8 @@ def train(
         DataError: there are too few parts, or an image or mask is wrong.
         ParityError: the export computes other numbers than torch; nothing is written.
     """
-    if run_dir is not None:
+    first = world().first
+    if run_dir is not None and first:
         write_settings(run_dir, settings)
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
@@ -89,13 +93,16 @@ def train(
     note_leaks(parts)
     learned = [*parts.goods(), *parts.defects()]
     spec = InputSpec(size_wh=working_size(learned, settings), roi_xyxy=settings.roi_xyxy) if learned else None
+    result: Trained | None = None
     if parts.defects() and not settings.instant:
         assert spec is not None
         if ignore is not None:
             raise SettingsError("--ignore: is only for learning from good parts so far: leave it out, or use --roi")
         result = learn_parts(parts, spec, settings, run_dir or Path("runs") / naming.name, resume, trained)
-    else:
+    elif first:
         result, spec = learn_goods(parts, settings, ignore)
+    if result is None or spec is None:
+        return None
     if settings.precision == "fp16":
         result = replace(result, model=to_half(result.model), precision="fp16")
     return pack(result, parts, spec, settings, naming, out, run_dir)
@@ -132,13 +139,16 @@ def write_settings(run_dir: Path, settings: TrainSettings) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"--run {run_dir}: cannot be written ({error.strerror}): name another folder") from error
+        raise SettingsError(f"--run-dir {run_dir}: cannot be written ({error.strerror}): name another folder") from error
 
 
 def learn_parts(
     parts: PartSet, spec: InputSpec, settings: TrainSettings, run_dir: Path, resume: bool, trained_file: Path | None
-) -> Trained:
-    """Learn from good and defective parts, or from defective ones of several classes; or take what was learned before."""
+) -> Trained | None:
+    """Learn from good and defective parts, or from defective ones of several classes; or take what was learned before.
+
+    All processes of torchrun learn; all but the first return None.
+    """
     samples = [*parts.goods(), *parts.defects()]
     classes = tuple(sorted({sample.label for sample in parts.defects()}))
     groups = find_groups(samples)
@@ -150,6 +160,8 @@ def learn_parts(
     history: Sequence[Mapping[str, float]] = ()
     if trained_file is None:
         learned = learn(samples, split, classes, spec, learn_settings(settings), run_dir, resume)
+        if not world().first:
+            return None
         net, history, learned_words = learned.net, learned.history, learned.words
         for note in learned.notes:
             say(f"note: {parts.name}: {note}")

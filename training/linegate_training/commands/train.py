@@ -35,7 +35,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--name", help="the package's name: a-z, 0-9, '_', '.', '-' (default: the name of --out)")
     parser.add_argument("--version", default="1.0.0", help="its semantic version (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="decides splits and samples (default: 0)")
-    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="where the report goes (default: runs/NAME)")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the report goes (default: runs/NAME)")
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="shorter side of the model's input (default: from the data, 256 to 512)"
     )
@@ -98,6 +98,8 @@ def _train(arguments: argparse.Namespace) -> int:
     naming = load("packaging").Naming(name, arguments.version, _command(arguments))
     run_dir = arguments.run_dir or Path("runs") / name
     package = load("train").train(parts, arguments.out, naming, settings, run_dir, arguments.ignore, arguments.resume)
+    if package is None:
+        return 0  # another process of torchrun writes and prints
     test = package.manifest.metrics.get("test")
     if test is not None:
         print(load("card").table(test))
