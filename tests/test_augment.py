@@ -148,7 +148,7 @@ def test_an_image_or_mask_of_a_wrong_kind_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ("flips", "augment: no preset 'flips': known are fixed, texture, none"),
+        ("flips", "augment: no preset 'flips': known are fixed, mirrored, texture, none"),
         ({"flip": True}, "unknown key 'flip'"),
         ({"rotate_degrees": 3}, "did you mean 'rotate_deg'"),
         ({"brightness": 2.0}, "brightness"),
