@@ -159,7 +159,7 @@ def learn_parts(
         say(f"note: {parts.name}: {note}")
     history: Sequence[Mapping[str, float]] = ()
     if trained_file is None:
-        learned = learn(samples, split, classes, spec, learn_settings(settings), run_dir, resume)
+        learned = learn(samples, split, classes, spec, learn_settings(settings, spec), run_dir, resume)
         if not world().first:
             return None
         net, history, learned_words = learned.net, learned.history, learned.words
@@ -213,10 +213,15 @@ def learn_parts(
     return trained
 
 
-def learn_settings(settings: TrainSettings) -> LearnSettings:
-    """Return the settings of learning from defects, with the seed, threads and recipe of the whole training."""
+def learn_settings(settings: TrainSettings, spec: InputSpec) -> LearnSettings:
+    """Return the settings of learning from defects, with the seed, threads and recipe of the whole training.
+
+    `images_shown` counts images of the usual size: of larger ones fewer are shown, in the same time.
+    """
+    share = USUAL_PX * USUAL_PX / (spec.size_wh[0] * spec.size_wh[1])
+    shown = round(settings.learn.images_shown * min(1.0, share))
     fitting = settings.learn.fit.model_copy(update={"seed": settings.seed, "threads": settings.threads})
-    return settings.learn.model_copy(update={"fit": fitting, "augment": recipe_from(settings.augment)})
+    return settings.learn.model_copy(update={"fit": fitting, "augment": recipe_from(settings.augment), "images_shown": shown})
 
 
 def scored(trained: Trained, spec: InputSpec, threads: int) -> Trained:

@@ -21,6 +21,8 @@ from torchvision.ops import box_iou  # noqa: E402
 
 CANDIDATES = 10
 """Anchors at most that one box teaches (Feng et al., "TOOD: Task-aligned One-stage Object Detection", 2021: 13 there)."""
+ALIGNMENT = (0.5, 4.0)
+"""Powers of score and overlap in how well an anchor suits a box."""
 TARGET_STRIDE = 2
 """Maps are compared with masks averaged over squares of this side: what a thin scratch covers stays, as a share."""
 
@@ -129,7 +131,7 @@ def assign(points: Tensor, logits: Tensor, found: Tensor, truth: Tensor) -> tupl
     centres = (truth[:, :2] + truth[:, 2:4]) / 2
     nearest = (centres[:, None] - points[None]).square().sum(2).argmin(1)
     inside[torch.arange(len(truth)), nearest] = True
-    aligned = scores.clamp_min(1e-4).pow(0.5) * overlaps.clamp_min(1e-3).pow(4.0)
+    aligned = scores.clamp_min(1e-4).pow(ALIGNMENT[0]) * overlaps.clamp_min(1e-3).pow(ALIGNMENT[1])
     aligned = torch.where(inside, aligned, torch.zeros_like(aligned))
     best = aligned.topk(min(CANDIDATES, aligned.shape[1]), 1)
     taken = torch.zeros_like(aligned, dtype=torch.bool).scatter_(1, best.indices, best.values > 0)
