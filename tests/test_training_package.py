@@ -202,7 +202,7 @@ def test_test_images_seen_in_training_are_told(
     package: ModelPackage, parts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert package.manifest.metrics["test"]["seen_in_training"] == 0
-    assert "seen in training" not in package.files["card.md"].decode()
+    assert "test images seen in training" not in package.files["card.md"].decode()
     root = tmp_path / "leaky"
     shutil.copytree(parts_folder / "test", root / "test")
     for name in ("000", "001", "002"):
@@ -229,7 +229,7 @@ def test_package_without_a_split_does_not_say_what_it_saw(package: ModelPackage,
     files = {name: data for name, data in package.files.items() if name != "split.csv"}
     values = evaluate(dataclasses.replace(package, files=files), read_folder(parts_folder))
     assert values["seen_in_training"] is None
-    assert "seen in training" not in table(values)
+    assert "test images seen in training" not in table(values)
 
 
 def test_split_lists_names_with_commas_and_quotes(parts_folder: Path) -> None:

@@ -58,8 +58,10 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
     export = (
         f"Files: {size_bytes / 2**20:.1f} MiB besides this card and package.json. Export proved: torch and onnxruntime differ "
         f"by at most {proof['score']:.1e} in score and {proof['map']:.1e} in map over {proof['parts']} real parts (shares of "
-        "the value). "
-    ) + manifest.metrics.get("export", "")
+        "the value)."
+    )
+    if manifest.metrics.get("export"):
+        export += f" {manifest.metrics['export'][0].upper()}{manifest.metrics['export'][1:]}."
     sections = [
         f"# {manifest.name} {manifest.version}",
         says,
