@@ -145,13 +145,20 @@ class OperatingPoint:
 
 
 def operating_point(
-    good_scores: Floats, defect_scores: Floats, peaks: Floats, aim: Aim, *, held_out: bool = True, parts: str = ""
+    good_scores: Floats,
+    defect_scores: Floats,
+    peaks: Floats,
+    aim: Aim,
+    *,
+    held_out: bool = True,
+    parts: str = "",
+    caveat: str = "",
 ) -> OperatingPoint:
     """Return the operating point for `aim` from scores of parts that the scoring model has not learned from.
 
     `peaks` are the greatest map values of good parts, and may be empty, as either kind of score may where `aim` does not need
-    it. `held_out` says that the final model gave the scores; scores of cross-fitting make every promise an "about". `parts`
-    says in words which parts these are.
+    it. `held_out` says that the final model gave the scores; where it did not, every promise is an "about", and `caveat` says
+    why (nothing: the scores are of cross-fitting). `parts` says in words which parts these are.
 
     Raises:
         DataError: a kind of part that `aim` needs has fewer than two scores, or a score is not finite.
@@ -192,6 +199,7 @@ def operating_point(
         "undecided_rate": aim.undecided_rate,
         "confidence": aim.confidence,
         "held_out": held_out,
+        "caveat": caveat,
         "guaranteed": held_out and bool(asked) and all(promise.kept for promise in asked),
         "score": _recorded(rejects, tail),
         "escape": _recorded(escapes, "smallest score"),

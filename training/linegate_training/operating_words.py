@@ -22,7 +22,7 @@ def words(calibration: Mapping[str, Any], value: float, band: float) -> str:
     said = [told(calibration) for told in (_rejects, _escapes, _where, _cost)]
     said.append(_band(calibration, value, band))
     if not calibration["held_out"] and (calibration["score"] or calibration["escape"]):
-        said.append(_CROSS_FITTED)
+        said.append(calibration["caveat"] or _CROSS_FITTED)
     return " ".join(sentence for sentence in said if sentence)
 
 

@@ -56,7 +56,7 @@ from linegate_training.export import (
     run_graph,
 )
 from linegate_training.metrics import image_auroc
-from linegate_training.quantise import Choice, compare_speed, keep_if_better, rounding_difference
+from linegate_training.quantise import compare_speed, keep_if_better, rounding_difference
 from linegate_training.report import write_report
 from linegate_training.settings import TrainSettings
 
@@ -77,7 +77,8 @@ class Trained:
 
     `expected` computes in torch what the graph must give, by name of output; a graph that was made from another, as in int8,
     has none, and `proof` is the other's. The scores are of parts that the scoring model has not learned from; `held_out` says
-    that it was this very model. `subsets` are by name of sample, for `split.csv`.
+    that it was this very model; where it was not, `caveat` says how else (nothing: cross-fitting). `subsets` are by name of
+    sample, for `split.csv`.
     """
 
     model: bytes
@@ -87,6 +88,7 @@ class Trained:
     defect_scores: NDArray[np.float64]
     good_peaks: NDArray[np.float64]
     held_out: bool
+    caveat: str
     subsets: Mapping[str, str]
     split_words: str
     calibrating: Sequence[Sample]
@@ -125,7 +127,7 @@ def pack(
 
     point = operating_point(
         trained.good_scores, trained.defect_scores, trained.good_peaks, trained.aim,
-        held_out=trained.held_out, parts=trained.split_words,
+        held_out=trained.held_out, parts=trained.split_words, caveat=trained.caveat,
     )  # fmt: skip
     say(point.words)
     samples = parity_samples(trained.model, spec.size_wh, settings.seed)
@@ -173,8 +175,8 @@ def proved(trained: Trained, spec: InputSpec, threads: int) -> ParityProof:
     return prove(trained.expected, trained.model, progress, threads, tolerance)
 
 
-def choose_precision(full: Trained, other: Trained, parts: PartSet, spec: InputSpec, threads: int) -> tuple[Trained, Choice]:
-    """Return the int8 version where it is as good on the test parts and faster, else the full one, and why."""
+def choose_precision(full: Trained, other: Trained, parts: PartSet, spec: InputSpec, threads: int) -> Trained:
+    """Return the int8 version where it is as good on the test parts and faster, else the full one, with the reason."""
     speeds = compare_speed(full.model, other.model)
     tests = parts.tests()
     defective = np.array([sample.defective for sample in tests], bool)
@@ -185,7 +187,7 @@ def choose_precision(full: Trained, other: Trained, parts: PartSet, spec: InputS
         aurocs.append(image_auroc(scores.astype(np.float64), defective))
     choice = keep_if_better(aurocs[0], aurocs[1], speeds)
     say(choice.reason)
-    return replace(other if choice.kept else full, precision_words=choice.reason), choice
+    return replace(other if choice.kept else full, precision_words=choice.reason)
 
 
 def _tolerances(trained: Trained, samples: ParitySamples) -> Parity:

@@ -60,6 +60,10 @@ STATISTICS, PLACES = "statistics", "places"
 PROMISE_PARTS = 299
 """Good parts that a promise of 1 % with 95 % confidence takes."""
 
+_FRESH = "calibrate on fresh parts (`linegate calibrate`) for an exact promise."
+_ALSO_VALIDATED = f"About, for some of these parts also chose among the weights: {_FRESH}"
+_ALSO_LEARNED = f"The model has learned from these very parts, so nothing here is a promise: {_FRESH}"
+
 
 def train(
     parts: PartSet,
@@ -91,28 +95,29 @@ def train(
     check_sizes(parts.samples, parts.name)
     check_masks([*parts.goods(), *parts.defects(), *parts.tests()], parts.name)
     note_leaks(parts)
-    learned = [*parts.goods(), *parts.defects()]
-    spec = InputSpec(size_wh=working_size(learned, settings), roi_xyxy=settings.roi_xyxy) if learned else None
-    result: Trained | None = None
     if parts.defects() and not settings.instant:
-        assert spec is not None
         if ignore is not None:
             raise SettingsError("--ignore: is only for learning from good parts so far: leave it out, or use --roi")
+        spec = InputSpec(size_wh=working_size([*parts.goods(), *parts.defects()], settings), roi_xyxy=settings.roi_xyxy)
         result = learn_parts(parts, spec, settings, run_dir or Path("runs") / naming.name, resume, trained)
     elif first:
-        result, spec = learn_goods(parts, settings, ignore)
-    if result is None or spec is None:
+        found = len(parts.goods())
+        if found < MIN_GOODS:
+            raise DataError(f"{parts.name}: {found} good images, at least {MIN_GOODS} are needed (better 100): add more")
+        spec = InputSpec(size_wh=working_size(parts.goods(), settings), roi_xyxy=settings.roi_xyxy)
+        result = learn_goods(parts, spec, settings, ignore)
+    else:
+        result = None
+    if result is None:
         return None
     if settings.precision == "fp16":
         result = replace(result, model=to_half(result.model), precision="fp16")
     return pack(result, parts, spec, settings, naming, out, run_dir)
 
 
-def learn_goods(parts: PartSet, settings: TrainSettings, ignore: Path | None) -> tuple[Trained, InputSpec]:
+def learn_goods(parts: PartSet, spec: InputSpec, settings: TrainSettings, ignore: Path | None) -> Trained:
     """Learn from the good parts alone, in int8 where that is asked for and pays."""
     goods = parts.goods()
-    if len(goods) < MIN_GOODS:
-        raise DataError(f"{parts.name}: {len(goods)} good images, at least {MIN_GOODS} are needed (better 100): add more")
     check_different([sha256_of(sample.path) for sample in goods], parts.name, "good images")
     groups = find_groups(goods)
     split = split_goods(
@@ -120,13 +125,12 @@ def learn_goods(parts: PartSet, settings: TrainSettings, ignore: Path | None) ->
         groups.words,
     )  # fmt: skip
     say(f"{parts.name}: {split.words}")
-    spec = InputSpec(size_wh=working_size(goods, settings), roi_xyxy=settings.roi_xyxy)
     keep = None if ignore is None else read_ignore(ignore, spec)
     trained = learn_good_parts(goods, split, spec, settings, keep)
     if settings.precision == "int8":
         quantised = learn_good_parts(goods, split, spec, settings, keep, int8=True)
-        trained, _ = choose_precision(trained, quantised, parts, spec, settings.threads)
-    return trained, spec
+        trained = choose_precision(trained, quantised, parts, spec, settings.threads)
+    return trained
 
 
 def write_settings(run_dir: Path, settings: TrainSettings) -> None:
@@ -167,7 +171,7 @@ def learn_parts(
             say(f"note: {parts.name}: {note}")
         write_learned(net, run_dir / TRAINED_FILE)
     else:
-        net, learned_words = read_learned(trained_file), f"learned earlier: {trained_file}"
+        net, learned_words = read_learned(trained_file), "learned in an earlier run, whose weights these are"
         if net.shape.size_wh != spec.size_wh or net.shape.classes != len(classes):
             raise SettingsError(f"{trained_file}: is of other data (input {net.shape.size_wh}, {net.shape.classes} classes)")
     say(f"{parts.name}: {learned_words}")
@@ -191,6 +195,7 @@ def learn_parts(
         defect_scores=np.zeros(0),
         good_peaks=np.zeros(0),
         held_out=enough,
+        caveat=_ALSO_VALIDATED if split.validation or split.calibration else _ALSO_LEARNED,
         subsets={sample.name: split.subset(index) for index, sample in enumerate(samples)},
         split_words=split.words,
         calibrating=calibrating,
@@ -209,7 +214,7 @@ def learn_parts(
         proof = proved(trained, spec, settings.threads)
         quantised = replace(trained, model=quantise(model, frames), expected=None, proof=proof, precision="int8")
         quantised = scored(quantised, spec, settings.threads)
-        trained, _ = choose_precision(trained, quantised, parts, spec, settings.threads)
+        trained = choose_precision(trained, quantised, parts, spec, settings.threads)
     return trained
 
 
@@ -337,6 +342,7 @@ def learn_good_parts(
         defect_scores=np.zeros(0),
         good_peaks=fitted.peaks,
         held_out=not split.refit,
+        caveat="",
         subsets={sample.name: split.subset(index) for index, sample in enumerate(goods)},
         split_words=split.words,
         calibrating=[goods[index] for _, indices in split.rounds for index in indices],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from linegate.errors import SettingsError
 from linegate.settings import parse
 from linegate_training.commands import load
+from linegate_training.commands.train import package_name, refuse_occupied
 
 SETTINGS_FILE = "settings.json"
 TRAINED_FILE = "trained.pt"
@@ -39,9 +39,8 @@ def register(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    name = arguments.name or arguments.out.resolve().name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
-        raise SettingsError(f"--name {name!r}: use a-z, 0-9, '_', '.', '-', beginning with a letter or digit")
+    name = package_name(arguments)
+    refuse_occupied(arguments.out)
     path = arguments.run_dir / SETTINGS_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -59,7 +58,8 @@ def _export(arguments: argparse.Namespace) -> int:
     trained = arguments.run_dir / TRAINED_FILE
     if parts.defects() and not settings.instant and not trained.is_file():
         raise SettingsError(f"{trained}: is missing, so there is no net to export: let linegate train finish (--resume)")
-    package = load("train").train(parts, arguments.out, naming, settings, arguments.run_dir, trained=trained)
+    # Without the run's folder: its settings and report are of the package that it made, and stay.
+    package = load("train").train(parts, arguments.out, naming, settings, trained=trained)
     print(f"wrote {arguments.out}: {package.reference}")
     return 0
 

@@ -59,18 +59,14 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--operating-point", choices=("false-rejects", "accuracy"), help="what the threshold is for (default: false-rejects)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training in --run")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted training in --run-dir")
     parser.add_argument("--limit-goods", type=int, metavar="N", help="learn from N of the good images, drawn by the seed")
     add_data_options(parser)
     parser.set_defaults(run=_train)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    name = arguments.name or arguments.out.resolve().name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
-        raise SettingsError(f"--name {name!r}: use a-z, 0-9, '_', '.', '-', beginning with a letter or digit")
-    if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?", arguments.version):
-        raise SettingsError(f"--version {arguments.version!r}: use three numbers, as 1.0.0")
+    name = package_name(arguments)
     values = {
         "seed": arguments.seed,
         "size_px": arguments.size,
@@ -89,7 +85,7 @@ def _train(arguments: argparse.Namespace) -> int:
     settings = parse(filed | given, load("settings").TrainSettings, where)
     _refuse_unprintable("DATA", arguments.data)
     _refuse_unprintable("--out", str(arguments.out))
-    _refuse_occupied(arguments.out)
+    refuse_occupied(arguments.out)
     parts = load("data.fetch").open_parts(arguments.data, arguments.root, arguments.fold, supervised=arguments.supervised)
     if settings.limit_goods is not None:
         parts = parts.limited(settings.limit_goods, settings.seed)
@@ -105,6 +101,20 @@ def _train(arguments: argparse.Namespace) -> int:
         print(load("card").table(test))
     print(f"wrote {arguments.out}: {package.reference}")
     return 0
+
+
+def package_name(arguments: argparse.Namespace) -> str:
+    """Return the name of the package that the options ask for.
+
+    Raises:
+        SettingsError: the name or the version is not one that a package may have.
+    """
+    name = str(arguments.name or arguments.out.resolve().name)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
+        raise SettingsError(f"--name {name!r}: use a-z, 0-9, '_', '.', '-', beginning with a letter or digit")
+    if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?", arguments.version):
+        raise SettingsError(f"--version {arguments.version!r}: use three numbers, as 1.0.0")
+    return name
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def _refuse_unprintable(what: str, text: str) -> None:
         raise SettingsError(f"{what} {shown}: this path is not UTF-8: rename it, or name another") from error
 
 
-def _refuse_occupied(out: Path) -> None:
+def refuse_occupied(out: Path) -> None:
     """Find out before an hour of training, not after it, that the package cannot be written."""
     try:
         if out.name in ("", ".."):
