@@ -16,7 +16,7 @@ from linegate.package import ModelPackage
 from linegate.stages import Decision, Region
 from linegate_training.data.parts import Box, PartSet, Sample
 from linegate_training.evaluate import Measured, evaluate, measure, summarise
-from linegate_training.metrics import average_precisions, box_iou, operating_curve
+from linegate_training.metrics import average_precisions, best_detection_threshold, box_iou, operating_curve
 
 BLACK, WHITE = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 255, np.uint8)
 LEFT_HALF = np.repeat(np.arange(SIZE)[np.newaxis] < SIZE // 2, SIZE, axis=0)
@@ -163,6 +163,18 @@ def test_average_precision_is_the_one_integrated_by_hand() -> None:
     ]
     # Precision 1 up to a recall of a half, 2/3 up to 1.
     assert average_precisions(detections, truths) == {"dent": pytest.approx(0.5 + 0.5 * 2 / 3)}
+
+
+def test_detection_threshold_with_the_best_f1_is_the_one_found_by_hand() -> None:
+    truths = [[Box("dent", (0, 0, 10, 10))], [Box("crack", (20, 20, 30, 30))]]
+    detections = [
+        [region("dent", 0.9, 0, 0, 10, 10), region("dent", 0.3, 40, 40, 50, 50), region("crack", 0.2, 60, 60, 70, 70)],
+        [region("crack", 0.6, 20, 20, 30, 30)],
+    ]
+    # F1 is 2/3 from 0.9 on, 1 from 0.6 on, 4/5 from 0.3 on.
+    assert best_detection_threshold(detections, truths) == 0.6
+    assert best_detection_threshold([[region("crack", 0.9, 0, 0, 10, 10)], []], truths) is None
+    assert best_detection_threshold([], []) is None
 
 
 def test_average_precision_counts_a_second_box_on_the_same_defect_as_wrong() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import SIZE, spot_picture
 from linegate.errors import ProviderError
-from linegate.infer import Inspector, available_providers, find_regions, prepare
+from linegate.infer import Inspector, available_providers, boxes_to_regions, find_regions, prepare
 from linegate.overlay import draw_overlay
 from linegate.package import InputSpec, ModelPackage
 from linegate.stages import Decision, Frame, PixelFormat
@@ -30,6 +30,26 @@ def inspector(spot_package: Path) -> Inspector:
 
 def test_an_empty_map_has_no_regions() -> None:
     assert find_regions(np.zeros((8, 8), np.float32), 0.5, 0, (0, 0, 80, 80), "defect") == ()
+
+
+def test_of_overlapping_detections_the_surest_stays_and_those_that_agree_move_its_sides() -> None:
+    detections = np.array(
+        [
+            [0.10, 0.10, 0.50, 0.50, 0.8, 0],
+            [0.10, 0.10, 0.50, 0.60, 0.4, 0],  # agrees: overlaps by 0.8
+            [0.10, 0.10, 0.50, 0.80, 0.3, 0],  # the same defect: overlaps by 0.57, too little to agree
+            [0.10, 0.10, 0.50, 0.50, 0.7, 1],  # another class has its own
+            [0.70, 0.70, 0.90, 0.90, 0.1, 0],
+        ],
+        np.float32,
+    )
+    for threshold in (0.5, 0.2):
+        dent, crack = boxes_to_regions(detections, threshold, (1000, 0, 2000, 1000), ("dent", "crack"))
+        # (0.8 · 500 + 0.4 · 600) / 1.2 = 533.3
+        assert (dent.label, dent.score, dent.box_xyxy) == ("dent", pytest.approx(0.8), (1100, 100, 1500, 534))
+        assert (crack.label, crack.box_xyxy) == ("crack", (1100, 100, 1500, 500))
+    assert len(boxes_to_regions(detections, 0.05, (0, 0, 1000, 1000), ("dent", "crack"))) == 3
+    assert boxes_to_regions(detections, 0.9, (0, 0, 1000, 1000), ("dent", "crack")) == ()
 
 
 def test_regions_lie_in_frame_pixels_inside_the_region_of_interest() -> None:

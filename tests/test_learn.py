@@ -25,7 +25,7 @@ from linegate.settings import parse
 from linegate_training import graphs
 from linegate_training.data.parts import Box, Sample, read_part
 from linegate_training.data.splits import LearningSplit
-from linegate_training.learn import Learned, Validation, learn, read_learned, write_learned
+from linegate_training.learn import Learned, RegionThresholds, Validation, learn, read_learned, write_learned
 from linegate_training.learn_data import PartData, prepare_part
 from linegate_training.learn_settings import LearnSettings
 from linegate_training.models.learned_net import LearnedNet, LearnedShape
@@ -252,9 +252,10 @@ def test_a_resumed_training_ends_in_the_same_weights(parts: Parts, tmp_path: Pat
 
 def test_a_written_net_is_read_back_and_a_damaged_one_refused(tmp_path: Path) -> None:
     net = LearnedNet(LearnedShape(size_wh=(64, 64), classes=2, width=16, boxes=True)).eval()
-    write_learned(net, tmp_path / "trained.pt")
+    write_learned(net, RegionThresholds(0.5, 0.2), tmp_path / "trained.pt")
     frame = torch.randint(0, 255, (1, 64, 64, 3), dtype=torch.uint8)
-    again = read_learned(tmp_path / "trained.pt")
+    again, thresholds = read_learned(tmp_path / "trained.pt")
+    assert thresholds == RegionThresholds(0.5, 0.2)
     assert all(torch.equal(one, other) for one, other in zip(net(frame), again(frame), strict=True))
     (tmp_path / "trained.pt").write_bytes(b"PK no net")
     with pytest.raises(LinegateError, match=r"trained\.pt: no learned net to read"):

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from linegate_training.models.learned import anchors, to_boxes
-from linegate_training.models.losses import assign, detection_losses, generalised_iou, losses, pixel_class_loss, pixel_loss
+from linegate_training.models.losses import (
+    CANDIDATES,
+    assign,
+    detection_losses,
+    generalised_iou,
+    losses,
+    pixel_class_loss,
+    pixel_loss,
+)
 
 SIDE = 64
 EVERY = torch.ones(2, dtype=torch.bool)
@@ -116,7 +124,7 @@ def test_a_box_is_learned_by_anchors_inside_it_and_the_best_is_worth_its_overlap
     found = to_boxes(points, torch.full((1, len(points), 4), 12.0))[0]
     chosen, owner, worth = assign(points, torch.zeros((len(points), 2)), found, truth)
     inside = points[chosen]
-    assert 0 < len(chosen) <= 10
+    assert 0 < len(chosen) <= CANDIDATES
     assert (owner == 0).all()
     assert ((inside > 8) & (inside < 40)).all()
     assert float(worth.max()) == pytest.approx(24 * 24 / (32 * 32), abs=0.01)

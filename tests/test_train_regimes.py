@@ -29,6 +29,7 @@ variants = 0
 validation_share = 0.2
 [learn]
 images_shown = 480
+epochs_at_least = 1
 epoch_defects = 24
 [learn.fit]
 batch = 8
@@ -101,6 +102,31 @@ def test_defects_in_the_training_folder_are_learned_and_named(typed: tuple[Model
     assert test["pixel_iou"] >= 0.3
     subsets = {line.split(",")[2] for line in package.files["split.csv"].decode().splitlines()[1:]}
     assert subsets == {"train", "validation", "calibration", "test"}
+
+
+def test_boxes_alone_are_learned_without_a_good_part(tmp_path: Path, settings_file: Path) -> None:
+    data, random = tmp_path / "boxed", np.random.default_rng(6)
+    for subset, count in (("train", 30), ("test", 12)):
+        for kind in ("scratch", "spot"):
+            (data / subset / kind).mkdir(parents=True)
+            (data / "annotations" / kind).mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                image, mask = make_plate(random, kind)
+                name = f"{subset}{index:03d}"
+                cv2.imwrite(str(data / subset / kind / f"{name}.png"), image)
+                x, y, width, height = cv2.boundingRect(mask)
+                box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + width}</xmax><ymax>{y + height}</ymax>"
+                xml = f"<annotation><object><name>{kind}</name><bndbox>{box}</bndbox></object></annotation>"
+                (data / "annotations" / kind / f"{name}.xml").write_text(xml)
+    package = train(data, tmp_path, settings_file)
+    manifest = package.manifest
+    assert manifest.outputs.detections is not None
+    assert manifest.thresholds.calibration["method"] == "escape promise"
+    test = manifest.metrics["test"]
+    assert test["class_accuracy"] >= 0.9
+    assert test["map50"] >= 0.5
+    assert test["escape_rate"] <= 0.25
+    assert manifest.thresholds.detection != 0.3, "the validation parts choose it"
 
 
 def test_regions_carry_the_class(typed: tuple[ModelPackage, Path], typed_data: Path) -> None:

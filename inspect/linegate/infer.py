@@ -7,6 +7,7 @@ left to `decide`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -33,8 +34,10 @@ PROVIDERS: Final[Mapping[str, str]] = MappingProxyType(
 """Names by which people choose a provider, in order of preference."""
 
 
-OVERLAP: Final = 0.6
-"""Detections of one class that overlap by more are one."""
+OVERLAP: Final = 0.5
+"""Detections of one class that overlap by more (intersection over union) are one."""
+AGREEMENT: Final = 0.65
+"""Those that overlap the surest of them by more have a say in where its sides are."""
 
 
 def available_providers() -> list[str]:
@@ -209,24 +212,35 @@ def boxes_to_regions(
 ) -> tuple[Region, ...]:
     """Return detections (N, 6) at or above `threshold` as regions in frame pixels, the highest score first.
 
-    Of boxes of one class that overlap by more than `OVERLAP` (intersection over union) only the highest is kept.
+    Of boxes of one class that overlap by more than `OVERLAP` only the highest is kept, and its sides are the mean of those
+    that agree with it, by their scores ("box voting": Gidaris and Komodakis, 2015). Who votes does not depend on `threshold`.
     """
-    kept = detections[detections[:, 4] >= threshold]
-    if not len(kept):
+    scores = detections[:, 4]
+    if not (scores >= threshold).any():
         return ()
     left, top, right, bottom = roi_xyxy
     # OpenCV wants corner and size, in pixels.
     scale = np.array([right - left, bottom - top] * 2, np.float32)
-    corners = np.clip(kept[:, :4], 0.0, 1.0) * scale
-    rectangles = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
-    classes = kept[:, 5].round().astype(np.int32)
-    chosen = cv2.dnn.NMSBoxesBatched(rectangles.tolist(), kept[:, 4].tolist(), classes.tolist(), threshold, OVERLAP)
+    corners = np.clip(detections[:, :4], 0.0, 1.0) * scale
+    sizes = np.maximum(corners[:, 2:] - corners[:, :2], 0.0)
+    rectangles = np.concatenate([corners[:, :2], sizes], 1)
+    classes = detections[:, 5].round().astype(np.int32)
+    found = cv2.dnn.NMSBoxesBatched(rectangles.tolist(), scores.tolist(), classes.tolist(), threshold, OVERLAP)
+    chosen = np.asarray(found, np.int64).ravel()
+    low = np.maximum(corners[chosen, None, :2], corners[None, :, :2])
+    high = np.minimum(corners[chosen, None, 2:], corners[None, :, 2:])
+    shared, areas = np.maximum(high - low, 0.0).prod(2), sizes.prod(1)
+    overlaps = shared / np.maximum(areas[chosen, None] + areas[None] - shared, 1e-6)
+    agrees = (overlaps > AGREEMENT) & (classes[chosen, None] == classes[None])
+    agrees[np.arange(len(chosen)), chosen] = True
+    votes = agrees * np.maximum(scores, 1e-6)
+    voted = votes @ corners / votes.sum(1, keepdims=True)
     regions = []
-    for index in np.asarray(chosen, np.int64).ravel():
-        x1, y1, x2, y2 = (float(value) for value in corners[index])
-        box = (left + int(x1), top + int(y1), left + int(np.ceil(x2)), top + int(np.ceil(y2)))
+    for index, (x1, y1, x2, y2) in zip(chosen, voted.tolist(), strict=True):
+        # Outwards to whole pixels, but for what floats add.
+        box = (left + int(x1 + 1e-3), top + int(y1 + 1e-3), left + math.ceil(x2 - 1e-3), top + math.ceil(y2 - 1e-3))
         area = max(1, round((x2 - x1) * (y2 - y1)))
-        regions.append(Region(names[classes[index]], float(kept[index, 4]), box, area))
+        regions.append(Region(names[classes[index]], float(scores[index]), box, area))
     return tuple(sorted(regions, key=lambda region: -region.score))
 
 

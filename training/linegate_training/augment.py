@@ -88,7 +88,8 @@ def augmenter(recipe: AugmentRecipe, seed: int = 0) -> Augmenter:
     """Return a function of image (H, W, 3) uint8 RGB, mask (H, W) or None, boxes, epoch and image number.
 
     The same seed, epoch and number give the same draw. Sizes stay; what comes in at the borders is the image, reflected,
-    and a defect reflected into view is marked like its original. A turned box is the smallest upright one around it.
+    and a defect reflected into view is marked like its original. A turned box is the upright one around
+    the ellipse in it, turned: around its corners it would grow with each turn.
 
     Raises:
         LinegateError: albumentations is not installed.
@@ -155,7 +156,7 @@ def _compose(recipe: AugmentRecipe, moves: bool) -> Any:
             steps.append(
                 alb.Affine(
                     rotate=(-recipe.rotate_deg, recipe.rotate_deg), translate_percent={"x": shift, "y": shift},
-                    scale=(1 - recipe.scale_share, 1 + recipe.scale_share), keep_ratio=True,
+                    scale=(1 - recipe.scale_share, 1 + recipe.scale_share), keep_ratio=True, rotate_method="ellipse",
                     interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST,
                     border_mode=cv2.BORDER_REFLECT_101, p=1,
                 )

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,6 +39,8 @@ from linegate_training.data.parts import (
 from linegate_training.data.seen import digests_of_subset, learned_digests, recalibrated_digests
 
 VIEW = "test"
+DETECTION_FLOOR = 0.02
+"""Detections under it are not measured: they change precision at recalls that no line uses."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +49,8 @@ class MeasuredPart:
 
     `anomaly_map` is float16 (h, w) over `roi_xyxy` of a frame of `frame_size_wh`, as fine as the model gives it.
     `defect_px` is the area of the largest region of the true mask, in pixels of the image; None without a mask.
-    `ms` is the whole of the line's `predict`, `durations_ms` its steps.
+    `ms` is the whole of the line's `predict`, `durations_ms` its steps. `regions` are what the line would
+    say; `all_regions` hold detections from `DETECTION_FLOOR` on, for precision is measured over all recalls.
     """
 
     sample: Sample
@@ -55,6 +58,7 @@ class MeasuredPart:
     decision: Decision
     class_scores: Mapping[str, float] | None
     regions: tuple[Region, ...]
+    all_regions: tuple[Region, ...]
     anomaly_map: NDArray[np.float16]
     roi_xyxy: tuple[int, int, int, int]
     frame_size_wh: tuple[int, int]
@@ -141,9 +145,10 @@ def measure(package: ModelPackage, parts: PartSet, provider: str = "auto", threa
     if seen:
         said = f"{len(seen)} of {len(samples)} test images are among those the package learned from, the first {seen[0].path}"
         print(f"note: {parts.name}: {said}; the numbers flatter: measure on other parts", file=sys.stderr)
-    inspector = Inspector(package, provider, threads)
+    inspector = Inspector(_with_all_detections(package), provider, threads)
     recipe = Recipe(package.manifest.name, {VIEW: inspector.view_recipe})
     overlap = _Overlap(package.manifest.thresholds.map)
+    least = package.manifest.thresholds.detection if package.manifest.outputs.detections is not None else -np.inf
     measured: list[MeasuredPart] = []
     for index, sample in enumerate(tqdm(samples, "measuring", unit="part", disable=None)):
         frame = _frame(sample, index)
@@ -157,7 +162,8 @@ def measure(package: ModelPackage, parts: PartSet, provider: str = "auto", threa
             overlap.add(prediction, mask)
         measured.append(
             MeasuredPart(
-                sample, prediction.score, decide([prediction], recipe).decision, prediction.class_scores, prediction.regions,
+                sample, prediction.score, decide([prediction], recipe).decision, prediction.class_scores,
+                tuple(region for region in prediction.regions if region.score >= least), prediction.regions,
                 _compact(prediction.anomaly_map), prediction.roi_xyxy, prediction.frame_size_wh,
                 None if mask is None else _largest_region(mask), ms, prediction.durations_ms,
             )
@@ -245,7 +251,13 @@ def box_precisions(measured: Measured) -> dict[str, float]:
     """Return the average precision at IoU 0.5 by class; none without true boxes of a class that the package names."""
     named = set(measured.package.manifest.labels[1:])
     truths = [[box for box in part.sample.boxes if box.label in named] for part in measured.parts]
-    return metrics.average_precisions([part.regions for part in measured.parts], truths)
+    return metrics.average_precisions([part.all_regions for part in measured.parts], truths)
+
+
+def _with_all_detections(package: ModelPackage) -> ModelPackage:
+    thresholds = package.manifest.thresholds
+    lowered = thresholds.model_copy(update={"detection": min(DETECTION_FLOOR, thresholds.detection)})
+    return replace(package, manifest=package.manifest.model_copy(update={"thresholds": lowered}))
 
 
 def _seen_in_training(package: ModelPackage, samples: Sequence[Sample]) -> list[Sample] | None:

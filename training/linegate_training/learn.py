@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from linegate_training import metrics
 from linegate_training.augment import augmenter
 from linegate_training.data.parts import Sample, digest_of, sha256_of
 from linegate_training.data.splits import LearningSplit
+from linegate_training.evaluate import DETECTION_FLOOR
 from linegate_training.fit import Fact, FitResult, fit
 from linegate_training.learn_data import PartData, Prepared, collate, prepare_part
 from linegate_training.learn_settings import LearnSettings
@@ -38,21 +39,27 @@ from linegate_training.steps import deterministic
 STANDARDISED_ON = 64
 """Images at most that the scales of features are taken from."""
 MAX_VALIDATED_GOODS = 200
-DETECTION_FLOOR = 0.02
-"""Detections under it are not validated: they change precision at recalls that no line uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionThresholds:
+    """Where regions begin: in the map, a logit, and in the score of detections, 0 … 1."""
+
+    map: float = 0.0
+    detection: float = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
     """A net that has learned, on the CPU, in evaluation mode, its matrices rounded to fp16.
 
-    `map_threshold` gives the best pooled IoU on the masks that validate, 0 without any; `words` say what was learned from
-    what, `notes` what the data lacks.
+    `thresholds` are the best for the masks (pooled IoU) and boxes (F1) that validate; `words` say what was learned from what,
+    `notes` what the data lacks.
     """
 
     net: LearnedNet
     fitted: FitResult
-    map_threshold: float
+    thresholds: RegionThresholds
     words: str
     notes: tuple[str, ...] = ()
 
@@ -124,8 +131,8 @@ def learn(
     if validation is not None:
         with torch.no_grad():
             validation(net)  # of what was kept, as it was rounded
-    threshold = 0.0 if validation is None else validation.map_threshold
-    return Learned(net, result, threshold, _words(data, shape, classes, validation), tuple(notes))
+    thresholds = RegionThresholds() if validation is None else validation.thresholds
+    return Learned(net, result, thresholds, _words(data, shape, classes, validation), tuple(notes))
 
 
 def _shape(data: PartData, classes: tuple[str, ...], spec: InputSpec, width: int) -> LearnedShape:
@@ -176,7 +183,7 @@ class Validation:
         self.classes, self._batch, self._spec = classes, batch, spec
         self._parts: list[Prepared] | None = None
         self.numbers: dict[str, float] = {}
-        self.map_threshold = 0.0
+        self.thresholds = RegionThresholds()
 
     def __call__(self, net: nn.Module) -> float:
         if self._parts is None:
@@ -209,7 +216,7 @@ class Validation:
         if any(part.mask is not None for part, _ in masked):
             ious = _pooled_ious(masked)
             found["pixel_iou"] = max(ious.values())
-            self.map_threshold = max(ious, key=ious.__getitem__)
+            self.thresholds = replace(self.thresholds, map=max(ious, key=ious.__getitem__))
         if "class_scores" in outputs and defective.any():
             chances = np.array(outputs["class_scores"], np.float64)[defective]
             right = labels[defective] - 1
@@ -222,9 +229,12 @@ class Validation:
             known = [(part.boxes, rows) for part, rows in rows_of if part.boxes is not None]
             floor, whole = DETECTION_FLOOR, (0, 0, width, height)
             regions = [boxes_to_regions(rows, floor, whole, self.classes) for _, rows in known]
-            precisions = metrics.average_precisions(regions, [boxes for boxes, _ in known])
+            truths = [boxes for boxes, _ in known]
+            precisions = metrics.average_precisions(regions, truths)
             if precisions:
                 found["map50"] = float(np.mean(list(precisions.values())))
+                best = metrics.best_detection_threshold(regions, truths)
+                self.thresholds = self.thresholds if best is None else replace(self.thresholds, detection=best)
         return found
 
 
@@ -258,16 +268,22 @@ def _words(data: PartData, shape: LearnedShape, classes: Sequence[str], validati
     return words
 
 
-LEARNED_FORMAT = 1
+LEARNED_FORMAT = 2
 
 
-def write_learned(net: LearnedNet, path: Path) -> None:
-    """Write a net to `path`: what it is built from, and its weights."""
-    torch.save({"format": LEARNED_FORMAT, "shape": net.shape.model_dump_json(), "weights": net.state_dict()}, path)
+def write_learned(net: LearnedNet, thresholds: RegionThresholds, path: Path) -> None:
+    """Write a net to `path`: what it is built from, its weights, and where its regions begin."""
+    content = {
+        "format": LEARNED_FORMAT,
+        "shape": net.shape.model_dump_json(),
+        "weights": net.state_dict(),
+        "thresholds": asdict(thresholds),
+    }
+    torch.save(content, path)
 
 
-def read_learned(path: Path) -> LearnedNet:
-    """Return the net that `write_learned` wrote, in evaluation mode.
+def read_learned(path: Path) -> tuple[LearnedNet, RegionThresholds]:
+    """Return the net that `write_learned` wrote, in evaluation mode, and where its regions begin.
 
     Raises:
         LinegateError: it is no such file, or of another version.
@@ -278,6 +294,7 @@ def read_learned(path: Path) -> LearnedNet:
             raise ValueError(f"format {content['format']}, {LEARNED_FORMAT} is read here")
         net = LearnedNet(LearnedShape.model_validate_json(content["shape"]))
         net.load_state_dict(content["weights"])
+        thresholds = RegionThresholds(**content["thresholds"])
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.PickleError) as error:
         raise LinegateError(f"{path}: no learned net to read ({str(error).splitlines()[0]}): train again") from error
-    return net.requires_grad_(False).eval()
+    return net.requires_grad_(False).eval(), thresholds

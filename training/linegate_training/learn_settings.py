@@ -15,11 +15,13 @@ VALIDATIONS = 15
 class LearnSettings(Settings):
     """Settings of one training from good and defective parts."""
 
-    images_shown: int = Field(default=12_000, ge=0)
+    images_shown: int = Field(default=10_000, ge=0)
     """Images that the net is shown in all, which is what a training costs; the epochs follow. 0: `fit.epochs` as set."""
+    epochs_at_least: int = Field(default=15, ge=1)
+    """However many parts there are: of more than a few hundred, this decides what a training costs."""
     train_from_block: int = Field(default=2, ge=0, le=7)
     """The backbone's first block that learns, of 0 to 6; 7: none does."""
-    width: int = Field(default=64, ge=8, le=512)
+    width: int = Field(default=96, ge=8, le=512, multiple_of=8)
     """Channels of the neck and the heads."""
     epoch_defects: int = Field(default=64, ge=1)
     """An epoch shows as many defective parts as there are, at least this many: few are shown several times."""
@@ -33,7 +35,7 @@ class LearnSettings(Settings):
         """Return the settings of the training loop for epochs of so many images."""
         if not self.images_shown:
             return self.fit
-        epochs = max(1, round(self.images_shown / epoch_images))
+        epochs = max(self.epochs_at_least, round(self.images_shown / epoch_images))
         changed = {
             "epochs": epochs,
             "warmup_epochs": min(self.fit.warmup_epochs, 0.1 * epochs),

@@ -147,22 +147,49 @@ def average_precisions(
     return {label: _average_precision(detections, truths, label, min_iou) for label in classes}
 
 
+def best_detection_threshold(
+    detections: Sequence[Sequence[Region]], truths: Sequence[Sequence[Box]], min_iou: float = 0.5
+) -> float | None:
+    """Return the score from which on boxes of all classes together have the best F1; None where none is right."""
+    labels = {box.label for boxes in truths for box in boxes} | {region.label for regions in detections for region in regions}
+    found = [_matched(detections, truths, label, min_iou) for label in sorted(labels)]
+    if not found:
+        return None
+    scores, hits = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+    if not hits.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    # Twice the hits over all that is said and all that is wanted.
+    f1 = 2 * np.cumsum(hits[order]) / (np.arange(1, len(hits) + 1) + sum(one[2] for one in found))
+    return float(scores[order][int(f1.argmax())])
+
+
 def _average_precision(
     detections: Sequence[Sequence[Region]], truths: Sequence[Sequence[Box]], label: str, min_iou: float
 ) -> float:
+    _, hits, wanted = _matched(detections, truths, label, min_iou)
+    recall = np.cumsum(hits) / wanted
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * best_from_here).sum())
+
+
+def _matched(
+    detections: Sequence[Sequence[Region]], truths: Sequence[Sequence[Box]], label: str, min_iou: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
+    """Return scores (n,) of a class's detections, the highest first, which of them are right (n,), and how many are wanted."""
     wanted = [np.array([box.xyxy for box in boxes if box.label == label], np.float64).reshape(-1, 4) for boxes in truths]
     free = [np.ones(len(boxes), bool) for boxes in wanted]
     found = [(region, image) for image, regions in enumerate(detections) for region in regions if region.label == label]
+    found.sort(key=lambda pair: -pair[0].score)
     hits = np.zeros(len(found), bool)
-    for rank, (region, image) in enumerate(sorted(found, key=lambda pair: -pair[0].score)):
+    for rank, (region, image) in enumerate(found):
         overlaps = np.where(free[image], box_iou(region.box_xyxy, wanted[image]), -1.0)
         if len(overlaps) and overlaps.max() >= min_iou:
             hits[rank] = True
             free[image][int(overlaps.argmax())] = False
-    recall = np.cumsum(hits) / sum(map(len, wanted))
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((np.diff(recall, prepend=0.0) * best_from_here).sum())
+    scores = np.array([region.score for region, _ in found], np.float64)
+    return scores, hits, sum(map(len, wanted))
 
 
 class PixelCurve:

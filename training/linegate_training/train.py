@@ -47,6 +47,7 @@ from linegate_training.processes import world
 from linegate_training.quantise import CALIBRATION_FRAMES, quantise, to_half
 from linegate_training.risk import Costs
 from linegate_training.settings import STRIDE_PX, TrainSettings
+from linegate_training.steps import only_deterministic
 
 MIN_GOODS = 10
 USUAL_PX = 256
@@ -57,6 +58,8 @@ SQUARE = 1.25
 LONGEST = 4
 """The longer side of the input is at most so many times the shorter."""
 STATISTICS, PLACES = "statistics", "places"
+ESCAPE_RATE = 0.01
+"""What is asked for where there are defective parts alone."""
 PROMISE_PARTS = 299
 """Good parts that a promise of 1 % with 95 % confidence takes."""
 
@@ -91,7 +94,7 @@ def train(
     if run_dir is not None and first:
         write_settings(run_dir, settings)
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
+    only_deterministic()
     check_sizes(parts.samples, parts.name)
     check_masks([*parts.goods(), *parts.defects(), *parts.tests()], parts.name)
     note_leaks(parts)
@@ -169,9 +172,11 @@ def learn_parts(
         net, history, learned_words = learned.net, learned.history, learned.words
         for note in learned.notes:
             say(f"note: {parts.name}: {note}")
-        write_learned(net, run_dir / TRAINED_FILE)
+        thresholds = learned.thresholds
+        write_learned(net, thresholds, run_dir / TRAINED_FILE)
     else:
-        net, learned_words = read_learned(trained_file), "learned in an earlier run, whose weights these are"
+        net, thresholds = read_learned(trained_file)
+        learned_words = "learned in an earlier run, whose weights these are"
         if net.shape.size_wh != spec.size_wh or net.shape.classes != len(classes):
             raise SettingsError(f"{trained_file}: is of other data (input {net.shape.size_wh}, {net.shape.classes} classes)")
     say(f"{parts.name}: {learned_words}")
@@ -202,7 +207,8 @@ def learn_parts(
         score_meaning="logit of being defective: 0 is even odds",
         map_meaning="logit of being defective, at each place of 4 pixels",
         aim=_aim(calibrating, settings),
-        map_threshold=0.0,
+        map_threshold=thresholds.map,
+        detection_threshold=thresholds.detection,
         history=history,
         learned_words=learned_words,
     )
@@ -241,8 +247,9 @@ def scored(trained: Trained, spec: InputSpec, threads: int) -> Trained:
 def _aim(calibrating: Sequence[Sample], settings: TrainSettings) -> Aim:
     goods = sum(not sample.defective for sample in calibrating)
     if goods < 2:
-        # Nothing tells what good parts look like: even odds, until `linegate calibrate` has seen some.
-        return Aim(threshold=0.0)
+        # Nothing tells what good parts look like: all that looks like a defect fails, until `linegate calibrate` has seen some.
+        enough = len(calibrating) - goods >= 2
+        return Aim(escape_rate=ESCAPE_RATE, confidence=settings.confidence) if enough else Aim(threshold=0.0)
     if settings.operating_point == "accuracy":
         share = min(max(1.0 - goods / len(calibrating), 0.01), 0.99)
         return Aim(costs=Costs(1.0, 1.0, share))

@@ -24,21 +24,26 @@ BOX_LEVELS = (1, 2, 3)
 """Levels of the neck that detections come from: strides 8, 16 and 32."""
 TOP_SHARES = (0.005, 0.001)
 """The local evidence is the mean over these shares of the map, its highest values: a defect is small against its part."""
+NORM_GROUPS = 8
 RARE = -4.0
 """Logit that maps begin at: defects are rare."""
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3 × 3, pointwise, ReLU6: (B, C, h, w) → (B, D, h, w)."""
+    """Depthwise 3 × 3, pointwise, group normalisation, ReLU6: (B, C, h, w) → (B, D, h, w).
+
+    Groups are normalised over one image (Wu and He, "Group Normalization", 2018), so a batch of one is like any other.
+    """
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, out, 1)
+        self.norm = nn.GroupNorm(NORM_GROUPS, out)
         self.activation = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.activation(self.pointwise(self.depthwise(x))))
+        return cast(Tensor, self.activation(self.norm(self.pointwise(self.depthwise(x)))))
 
 
 class Neck(nn.Module):
@@ -93,7 +98,8 @@ class LearnedHeads(nn.Module):
         self.local_gain = nn.Parameter(torch.tensor([0.5, 0.5]))
         self.local_bias = nn.Parameter(torch.zeros(1))
         if boxes:
-            self.tower = nn.Sequential(SeparableConv(width, width), SeparableConv(width, width))
+            self.class_tower = nn.Sequential(SeparableConv(width, width), SeparableConv(width, width))
+            self.side_tower = nn.Sequential(SeparableConv(width, width), SeparableConv(width, width))
             self.box_class = nn.Conv2d(width, classes, 1)
             self.box_sides = nn.Conv2d(width, 4, 1)
             self.box_scale = nn.Parameter(torch.ones(len(BOX_LEVELS)))
@@ -152,9 +158,8 @@ class LearnedHeads(nn.Module):
         if self.boxes:
             classes, sides = [], []
             for index, level in enumerate(BOX_LEVELS):
-                x = self.tower(levels[level])
-                classes.append(self.box_class(x).flatten(2).transpose(1, 2))
-                raw = self.box_sides(x).flatten(2).transpose(1, 2)
+                classes.append(self.box_class(self.class_tower(levels[level])).flatten(2).transpose(1, 2))
+                raw = self.box_sides(self.side_tower(levels[level])).flatten(2).transpose(1, 2)
                 sides.append(functional.softplus(raw * self.box_scale[index]) * float(STRIDES[level]))
             outputs["box_class"], outputs["box_sides"] = torch.cat(classes, 1), torch.cat(sides, 1)
         return outputs

@@ -32,7 +32,7 @@ class LearnedShape(Settings):
 
     size_wh: tuple[Side, Side]
     classes: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=8, le=512)] = 64
+    width: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 64
     goods: bool = True
     masks: bool = False
     boxes: bool = False

@@ -19,10 +19,13 @@ from linegate_training.models.learned import anchors, to_boxes
 mend_torchvision()
 from torchvision.ops import box_iou  # noqa: E402
 
-CANDIDATES = 10
-"""Anchors at most that one box teaches (Feng et al., "TOOD: Task-aligned One-stage Object Detection", 2021: 13 there)."""
-ALIGNMENT = (0.5, 4.0)
+CANDIDATES = 13
+"""Anchors at most that one box teaches (Feng et al., "TOOD: Task-aligned One-stage Object Detection", 2021)."""
+ALIGNMENT = (1.0, 6.0)
 """Powers of score and overlap in how well an anchor suits a box."""
+SMOOTHING = 0.05
+"""How sure a part's label is taken to be, less than 1 (Szegedy et al., "Rethinking the Inception Architecture", 2016): a few
+parts of any data set are labelled wrong, and logits without bound would rank those above all others."""
 TARGET_STRIDE = 2
 """Maps are compared with masks averaged over squares of this side: what a thin scratch covers stays, as a share."""
 
@@ -36,7 +39,7 @@ def losses(outputs: dict[str, Tensor], batch: dict[str, Any], goods: bool) -> di
     defective = label > 0
     result = {"pixel": pixel_loss(outputs["pixel"], batch["mask"], batch["mask_known"], defective)}
     if goods:
-        wanted = defective.float()
+        wanted = SMOOTHING + (1.0 - 2.0 * SMOOTHING) * defective.float()
         # Each kind of evidence is taught on its own too, or the one that learns faster would silence the other.
         result["defect"] = functional.binary_cross_entropy_with_logits(outputs["defect"], wanted)
         for name in ("local", "whole"):
