@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from linegate.errors import DataError, LinegateError
 from linegate.infer import boxes_to_regions, prepare
@@ -25,11 +25,13 @@ from linegate.settings import parse
 from linegate_training import graphs
 from linegate_training.data.parts import Box, Sample, read_part
 from linegate_training.data.splits import LearningSplit
+from linegate_training.good_parts import learn_guard
 from linegate_training.learn import Learned, RegionThresholds, Validation, learn, read_learned, write_learned
 from linegate_training.learn_data import PartData, prepare_part
 from linegate_training.learn_settings import LearnSettings
-from linegate_training.models.learned_net import LearnedNet, LearnedShape
+from linegate_training.models.learned_net import LearnedNet, LearnedShape, guard_weight
 from linegate_training.models.losses import losses
+from linegate_training.settings import TrainSettings
 
 SIDE = 96
 SPEC = InputSpec(size_wh=(SIDE, SIDE))
@@ -198,19 +200,42 @@ def test_mixed_labels_a_class_with_one_example_and_an_empty_mask_are_learned_tog
     assert_same_in_onnxruntime(learned.net, [prepare(*read_part(parts.samples[10]), SPEC)[0]])
 
 
-class Loud(nn.Module):
-    def forward(self, features: list[Tensor]) -> Tensor:
-        return features[-1].mean((1, 2, 3)) * 0.0 + 7.0
+def test_a_guard_raises_the_score_of_what_is_unlike_good_parts_and_is_kept_and_exported(
+    parts: Parts, tmp_path: Path
+) -> None:
+    parts.add("good", 24)
+    net = LearnedNet(LearnedShape(size_wh=SPEC.size_wh, classes=2, width=16, masks=True)).eval().requires_grad_(False)
+    good = prepare(*read_part(parts.samples[0]), SPEC)[0]
+    strange = np.random.default_rng(0).integers(0, 255, good.shape, np.uint8)
+
+    def scores() -> list[float]:
+        return [float(net(torch.from_numpy(frame))[0]) for frame in (good, strange)]
+
+    alone, quick = scores(), TrainSettings(variants=0, cross_fit_folds=3)
+    net.guard = learn_guard(net, parts.samples, list(range(24)), 30, SPEC, quick)
+    assert net.guard is not None
+    assert net.guard.weight == pytest.approx((1.0 + 0.25) / 2)
+    beside = scores()
+    assert abs(beside[0] - alone[0]) < 3
+    assert beside[1] - alone[1] > 10
+    assert_same_in_onnxruntime(net, [good])
+
+    write_learned(net, RegionThresholds(), tmp_path / "trained.pt")
+    again, _ = read_learned(tmp_path / "trained.pt")
+    assert all(
+        torch.equal(one, other) for one, other in zip(net(torch.from_numpy(good)), again(torch.from_numpy(good)), strict=True)
+    )
 
 
-def test_a_guard_raises_the_score_and_is_exported_with_it() -> None:
-    net = LearnedNet(LearnedShape(size_wh=(128, 64), classes=3, width=16, masks=True)).eval()
-    frame = np.random.default_rng(0).integers(0, 255, (1, 64, 128, 3), np.uint8)
-    assert net.output_names == ("score", "map", "class_scores", "class_map")
-    assert net(torch.from_numpy(frame))[0].item() < 1
-    net.guard = Loud()
-    assert net(torch.from_numpy(frame))[0].item() == 7
-    assert_same_in_onnxruntime(net, [frame])
+def test_a_guard_counts_less_the_more_defects_were_shown_and_needs_good_parts(parts: Parts) -> None:
+    weights = [guard_weight(defects) for defects in (0, 3, 30, 300, 30_000)]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] == 1.0
+    assert weights[-1] == pytest.approx(0.25, abs=0.01)
+    parts.add("good", 9)
+    net = LearnedNet(LearnedShape(size_wh=SPEC.size_wh, classes=2, width=16)).eval()
+    assert learn_guard(net, parts.samples, list(range(9)), 5, SPEC, TrainSettings()) is None
+    assert learn_guard(net, parts.samples * 2, [0] * 18, 5, SPEC, TrainSettings()) is None
 
 
 def test_a_training_that_meets_nan_stops_and_names_images(

@@ -17,16 +17,20 @@ from tqdm import tqdm
 
 from linegate.infer import prepare
 from linegate.package import InputSpec
-from linegate_training.augment import Augmenter
+from linegate_training.augment import Augmenter, augmenter, recipe_from
 from linegate_training.data.parts import Sample, read_part
-from linegate_training.data.splits import Split
+from linegate_training.data.splits import Split, split_goods
 from linegate_training.graphs import FeatureSession
 from linegate_training.models.gaussian import estimate_shrinkage
 from linegate_training.models.good_only import FeatureNet, GoodOnlyHead, Units, fit_head
+from linegate_training.models.learned_net import Guard, LearnedNet, guard_weight
 from linegate_training.settings import TrainSettings
 
 Floats: TypeAlias = NDArray[np.float64]
 Extractor: TypeAlias = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+MIN_GOODS = 10
+GUARD_RANK = 128
+"""Axes of the global Gaussian beside a net that has learned, which knows most by itself."""
 UNIT_ROUNDS = 5
 PLACES_BYTES = 1 << 30
 """Local features kept in memory at most; of more parts than fit, only so many have a say in the local Gaussian."""
@@ -136,6 +140,25 @@ def fit(features: Features, split: Split, settings: TrainSettings) -> FittedHead
     with torch.inference_mode():
         scores, maps = head.judge(*(torch.from_numpy(values).float() for values in found))
     return FittedHead(head, scores.double().numpy(), maps.double().amax((1, 2)).numpy())
+
+
+def learn_guard(
+    net: LearnedNet, goods: Sequence[Sample], groups: Sequence[int], defects: int, spec: InputSpec, settings: TrainSettings
+) -> Guard | None:
+    """Return what stands beside a net that learned from `defects` defective parts, fitted to its own features of good ones.
+
+    `groups` are those of `goods`. None where there are too few, or all of them are one group.
+    """
+    if len(goods) < MIN_GOODS or len(set(groups)) < 2:
+        return None
+    settings = settings.model_copy(update={"global_rank": min(settings.global_rank, GUARD_RANK)})
+    split = split_goods(
+        groups, settings.seed, settings.calibration_share, settings.cross_fit_below, settings.cross_fit_folds
+    )  # fmt: skip
+    extractor = torch_extractor(FeatureNet(spec.size_wh, backbone=net.backbone))
+    vary = augmenter(recipe_from(settings.augment), settings.seed) if len(goods) < settings.vary_below else None
+    head = fit(extract(extractor, goods, spec, settings, vary), split, settings).head
+    return Guard(head, spec.size_wh, guard_weight(defects))
 
 
 def _cross_fitted(

@@ -32,7 +32,9 @@ from linegate_training.fit import Fact, FitResult, fit
 from linegate_training.learn_data import PartData, Prepared, collate, prepare_part
 from linegate_training.learn_settings import LearnSettings
 from linegate_training.models.backbone import round_to_half
-from linegate_training.models.learned_net import LearnedNet, LearnedShape
+from linegate_training.models.gaussian import Gaussian
+from linegate_training.models.good_only import GoodOnlyHead, HeadFit, Places, Unit, Units
+from linegate_training.models.learned_net import Guard, LearnedNet, LearnedShape
 from linegate_training.models.losses import losses
 from linegate_training.steps import deterministic
 
@@ -276,8 +278,9 @@ def write_learned(net: LearnedNet, thresholds: RegionThresholds, path: Path) -> 
     content = {
         "format": LEARNED_FORMAT,
         "shape": net.shape.model_dump_json(),
-        "weights": net.state_dict(),
+        "weights": {name: value for name, value in net.state_dict().items() if not name.startswith("guard.")},
         "thresholds": asdict(thresholds),
+        "guard": None if net.guard is None else _guard_content(net.guard),
     }
     torch.save(content, path)
 
@@ -295,6 +298,47 @@ def read_learned(path: Path) -> tuple[LearnedNet, RegionThresholds]:
         net = LearnedNet(LearnedShape.model_validate_json(content["shape"]))
         net.load_state_dict(content["weights"])
         thresholds = RegionThresholds(**content["thresholds"])
+        if content["guard"] is not None:
+            net.guard = _guard_of(content["guard"], net.shape.size_wh)
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.PickleError) as error:
         raise LinegateError(f"{path}: no learned net to read ({str(error).splitlines()[0]}): train again") from error
     return net.requires_grad_(False).eval(), thresholds
+
+
+def _guard_content(guard: Guard) -> dict[str, Any]:
+    """Return what a guard is built from, in plain values and tensors."""
+    head = guard.head
+    return {
+        "fit": _with_tensors(asdict(head.fit)),
+        "units": _with_tensors(asdict(head.units)),
+        "local_weight": head.local_weight,
+        "weight": guard.weight,
+    }
+
+
+def _guard_of(content: dict[str, Any], size_wh: tuple[int, int]) -> Guard:
+    fitted, units = _with_arrays(content["fit"]), _with_arrays(content["units"])
+    whole, local = Gaussian(**fitted["whole"]), Gaussian(**fitted["local"])
+    kinds = {name: Unit(**units[name]) for name in ("whole", "peak", "local", "part")}
+    head = GoodOnlyHead(
+        HeadFit(whole, local, fitted["place_mean"]), Units(**kinds, places=Places(**units["places"])), content["local_weight"]
+    )
+    return Guard(head, size_wh, content["weight"])
+
+
+def _with_tensors(values: dict[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _with_tensors(value)
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else float(value)
+
+    return {name: plain(value) for name, value in values.items()}
+
+
+def _with_arrays(values: dict[str, Any]) -> dict[str, Any]:
+    def array(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _with_arrays(value)
+        return value.numpy() if isinstance(value, Tensor) else value
+
+    return {name: array(value) for name, value in values.items()}

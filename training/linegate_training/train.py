@@ -37,7 +37,7 @@ from linegate_training.data.parts import (
 )
 from linegate_training.data.splits import Split, split_goods, split_learning
 from linegate_training.export import INPUT, MAP, SCORE, Arrays, frame_example, run_graph, to_onnx
-from linegate_training.good_parts import extract, fit, session_extractor, torch_extractor
+from linegate_training.good_parts import MIN_GOODS, extract, fit, learn_guard, session_extractor, torch_extractor
 from linegate_training.graphs import FeatureSession, assemble
 from linegate_training.learn import learn, read_learned, write_learned
 from linegate_training.learn_settings import LearnSettings
@@ -49,7 +49,6 @@ from linegate_training.risk import Costs
 from linegate_training.settings import STRIDE_PX, TrainSettings
 from linegate_training.steps import only_deterministic
 
-MIN_GOODS = 10
 USUAL_PX = 256
 SMALLEST_PX = 8.0
 """A defect that is narrower in the input leaves little in features at stride 4."""
@@ -63,6 +62,7 @@ ESCAPE_RATE = 0.01
 PROMISE_PARTS = 299
 """Good parts that a promise of 1 % with 95 % confidence takes."""
 
+_LOGIT = "logit of being defective: 0 is even odds"
 _FRESH = "calibrate on fresh parts (`linegate calibrate`) for an exact promise."
 _ALSO_VALIDATED = f"About, for some of these parts also chose among the weights: {_FRESH}"
 _ALSO_LEARNED = f"The model has learned from these very parts, so nothing here is a promise: {_FRESH}"
@@ -173,6 +173,10 @@ def learn_parts(
         for note in learned.notes:
             say(f"note: {parts.name}: {note}")
         thresholds = learned.thresholds
+        known = [index for index in split.fit if samples[index].label == "good"]
+        defects = sum(samples[index].defective for index in split.fit)
+        own = [groups.ids[index] for index in known]
+        net.guard = learn_guard(net, [samples[index] for index in known], own, defects, spec, settings)
         write_learned(net, thresholds, run_dir / TRAINED_FILE)
     else:
         net, thresholds = read_learned(trained_file)
@@ -204,7 +208,7 @@ def learn_parts(
         subsets={sample.name: split.subset(index) for index, sample in enumerate(samples)},
         split_words=split.words,
         calibrating=calibrating,
-        score_meaning="logit of being defective: 0 is even odds",
+        score_meaning=_LOGIT if net.guard is None else f"{_LOGIT}, plus {net.guard.weight:.2f} x the distance from good parts",
         map_meaning="logit of being defective, at each place of 4 pixels",
         aim=_aim(calibrating, settings),
         map_threshold=thresholds.map,

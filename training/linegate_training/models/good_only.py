@@ -119,10 +119,15 @@ def describe_features(features: list[Tensor], grid_hw: tuple[int, int]) -> tuple
 class FeatureNet(nn.Module):
     """uint8 pixels (B, H, W, 3) → image statistics (B, 3 ΣC) and local features (B, ΣC, H/16, W/16)."""
 
-    def __init__(self, size_wh: tuple[int, int], keep: NDArray[np.bool_] | None = None) -> None:
-        """`keep` (H, W) says which pixels are looked at; the others are made grey before anything sees them."""
+    def __init__(
+        self, size_wh: tuple[int, int], keep: NDArray[np.bool_] | None = None, backbone: LiteBackbone | None = None
+    ) -> None:
+        """`keep` (H, W) says which pixels are looked at; the others are made grey before anything sees them.
+
+        `backbone` is one that has learned; without it the pretrained one serves.
+        """
         super().__init__()
-        self.backbone = LiteBackbone()
+        self.backbone = LiteBackbone() if backbone is None else backbone
         self.size_wh = size_wh
         self.grid_hw = (size_wh[1] // CELL_PX, size_wh[0] // CELL_PX)
         self.mask = IgnoreMask(keep) if keep is not None else None
@@ -190,6 +195,7 @@ class GoodOnlyHead(nn.Module):
 
     def __init__(self, fit: HeadFit, units: Units, local_weight: float) -> None:
         super().__init__()
+        self.fit = fit
         self.place_mean = _parameter(fit.place_mean[np.newaxis])
         self.whole = _Distance(fit.whole)
         self.local = _Distance(fit.local)

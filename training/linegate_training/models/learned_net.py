@@ -15,11 +15,17 @@ from torch import Tensor, nn
 
 from linegate.settings import Settings
 from linegate_training.models.backbone import LiteBackbone
+from linegate_training.models.good_only import CELL_PX, GoodOnlyHead, describe_features
 from linegate_training.models.learned import LearnedHeads, anchors, to_boxes
 
 DETECTIONS = 100
 BACKBONE_RATE = 0.1
 """The backbone's share of the learning rate: it knows much already."""
+
+GUARD_WEIGHTS = (1.0, 0.25)
+"""Weight of the distance from good parts beside hardly any defects and beside thousands."""
+GUARD_DEFECTS = 30
+"""So many are half the way between the two."""
 
 Side = Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
 
@@ -38,6 +44,28 @@ class LearnedShape(Settings):
     boxes: bool = False
 
 
+class Guard(nn.Module):
+    """Backbone features → what is added to the logit (B,): how far a part is from the good ones, times `weight`.
+
+    Heads know the defects that they were shown. The fewer these were, the more counts that a part is unlike the good ones.
+    """
+
+    def __init__(self, head: GoodOnlyHead, size_wh: tuple[int, int], weight: float) -> None:
+        super().__init__()
+        self.head = head
+        self.grid_hw = (size_wh[1] // CELL_PX, size_wh[0] // CELL_PX)
+        self.weight = weight
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        score, _ = self.head.judge(*self.head.distances(*describe_features(features, self.grid_hw)))
+        return score * self.weight
+
+
+def guard_weight(defects: int) -> float:
+    """Return the weight of the distance from good parts beside heads that learned from so many defective ones."""
+    return GUARD_WEIGHTS[1] + (GUARD_WEIGHTS[0] - GUARD_WEIGHTS[1]) * GUARD_DEFECTS / (GUARD_DEFECTS + defects)
+
+
 class LearnedNet(nn.Module):
     """uint8 pixels (B, H, W, 3) RGB → the outputs named in `output_names`, in that order.
 
@@ -45,7 +73,7 @@ class LearnedNet(nn.Module):
     several classes and masks `class_map` (B, K, H/4, W/4), 0 … 1; with boxes `detections` (B, N, 6), left, top, right and
     bottom in shares of the input, score 0 … 1 and class, the surest first.
 
-    `guard`, where there is one, makes a score of the backbone's features too (B,), on the scale of this one: the larger counts.
+    `guard`, where there is one, adds to the score what it makes of the backbone's features.
     """
 
     def __init__(self, shape: LearnedShape) -> None:
@@ -54,7 +82,7 @@ class LearnedNet(nn.Module):
         self.backbone = LiteBackbone()
         located = shape.goods or shape.masks or shape.boxes
         self.heads = LearnedHeads(shape.classes, shape.width, shape.boxes, located)
-        self.guard: nn.Module | None = None
+        self.guard: Guard | None = None
         for module in self.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = True  # nothing else reads what a convolution gives: less memory to fill, step by step
@@ -102,7 +130,7 @@ class LearnedNet(nn.Module):
         if self.shape.boxes:
             outputs["detections"] = self.detections(found)
         score = self._score(found)
-        outputs["score"] = score if self.guard is None else torch.maximum(score, self.guard(features))
+        outputs["score"] = score if self.guard is None else score + self.guard(features)
         return tuple(outputs[name] for name in self.output_names)
 
     def detections(self, found: Mapping[str, Tensor]) -> Tensor:
