@@ -329,3 +329,17 @@ def test_record_is_fit_for_json() -> None:
     for defects in (random.normal(8, 1, 100), random.normal(1, 1, 100)):
         point: OperatingPoint = operating_point(random.normal(size=400), defects, random.normal(size=400), aim)
         assert json.loads(json.dumps(point.calibration, allow_nan=False)).keys() == point.calibration.keys()
+
+
+def test_a_threshold_lies_at_least_where_it_is_asked_for_unless_a_defect_scores_between() -> None:
+    goods = np.linspace(-4.0, -3.5, 400)
+    lowest = operating_point(goods, np.array([2.0, 3.0]), np.zeros(0), Aim(0.01))
+    assert lowest.score < -3.4
+    higher = operating_point(goods, np.array([2.0, 3.0]), np.zeros(0), Aim(0.01, at_least=-1.5))
+    assert higher.score == -1.5
+    assert higher.calibration["score"]["kept"]
+    between = operating_point(goods, np.array([-2.0, 3.0]), np.zeros(0), Aim(0.01, at_least=-1.5))
+    assert between.score == lowest.score
+    few = operating_point(goods[::20], np.array([2.0, 3.0]), np.zeros(0), Aim(0.01, at_least=-1.5))
+    assert few.score == -1.5
+    assert "further out" in few.words

@@ -78,7 +78,8 @@ class Aim:
 
     Rates in (0, 0.5] are promised with `confidence` [0.5, 1): `false_reject_rate` of good parts that fail, `escape_rate` of
     defective parts that pass, `undecided_rate` of good parts that are undecided beside those that fail. `costs` choose among
-    the thresholds that the rates leave. `threshold` is stated outright. `undecided_below` is a band of that width.
+    the thresholds that the rates leave. `threshold` is stated outright. `undecided_below` is a band of that width. A promise of
+    false rejects sets no threshold below `at_least`, unless a defective part scores between the two.
 
     Raises:
         SettingsError: nothing is asked for, a number is out of range, or two of them contradict each other.
@@ -91,6 +92,7 @@ class Aim:
     costs: Costs | None = None
     threshold: float | None = None
     undecided_below: float | None = None
+    at_least: float | None = None
 
     def __post_init__(self) -> None:
         rates = {name: getattr(self, name) for name in ("false_reject_rate", "escape_rate", "undecided_rate")}
@@ -166,7 +168,7 @@ def operating_point(
     for kind, scores in (("good", good_scores), ("defective", defect_scores)):
         if not np.isfinite(scores).all():
             raise DataError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores of {kind} parts are not numbers")
-    rejects, tail = _reject_limit(good_scores, aim)
+    rejects, tail = _reject_limit(good_scores, defect_scores, aim)
     escapes = None if aim.escape_rate is None else escape_promise(defect_scores, aim.escape_rate, aim.confidence)
     low = -math.inf if rejects is None else rejects.value
     high = math.inf if escapes is None else escapes.value
@@ -240,18 +242,26 @@ def threshold_for(scores: Floats, false_reject_rate: float) -> Threshold:
     return Threshold(just_above(value), "normal tail", count, needed, None)
 
 
-def _reject_limit(scores: Floats, aim: Aim) -> tuple[Promise | None, str]:
+def _reject_limit(scores: Floats, defects: Floats, aim: Aim) -> tuple[Promise | None, str]:
     """Return the promise of false rejects, and how a threshold is set that cannot keep it."""
     if aim.false_reject_rate is None:
         return None, ""
-    promise = false_reject_promise(scores, aim.false_reject_rate, aim.confidence)
+    promise, tail = _lowest_limit(scores, aim.false_reject_rate, aim)
+    least = aim.at_least
+    if least is None or promise.value >= least or ((defects >= promise.value) & (defects < least)).any():
+        return promise, tail
+    return promise_of_rejects(scores, least, aim.false_reject_rate, aim.confidence), "stated least"
+
+
+def _lowest_limit(scores: Floats, rate: float, aim: Aim) -> tuple[Promise, str]:
+    promise = false_reject_promise(scores, rate, aim.confidence)
     if promise.kept:
         return promise, ""
     # Too few parts for the confidence: further out only, where the assumption of a normal tail says so.
-    assumed = threshold_for(scores, aim.false_reject_rate)
+    assumed = threshold_for(scores, rate)
     if assumed.value <= promise.value:
         return promise, "largest score"
-    return promise_of_rejects(scores, assumed.value, aim.false_reject_rate, aim.confidence), "normal tail"
+    return promise_of_rejects(scores, assumed.value, rate, aim.confidence), "normal tail"
 
 
 def _recorded(promise: Promise | None, otherwise: str) -> dict[str, Any] | None:

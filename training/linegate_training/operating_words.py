@@ -61,6 +61,8 @@ def _rejects(calibration: Mapping[str, Any]) -> str:
     text += f"{promise['parts_needed']} are needed. The promise is ≤ {about}{percent(promise['promised_rate'])}; "
     if promise["method"] == "normal tail":
         return text + f"for {rate} the tail was assumed to be normal."
+    if promise["method"] == "stated least":
+        return text + "the threshold lies further out, where no defective part of these does."
     return text + "the threshold lies just above them all."
 
 

@@ -57,6 +57,9 @@ SQUARE = 1.25
 LONGEST = 4
 """The longer side of the input is at most so many times the shorter."""
 STATISTICS, PLACES = "statistics", "places"
+LEAST_LOGIT = -1.5
+"""Odds of about one in five, under which no part fails unless a defective one scores so low: heads are so sure of parts like
+those they learned from that the promise alone would fail every part that differs a little."""
 ESCAPE_RATE = 0.01
 """What is asked for where there are defective parts alone."""
 PROMISE_PARTS = 299
@@ -257,7 +260,7 @@ def _aim(calibrating: Sequence[Sample], settings: TrainSettings) -> Aim:
     if settings.operating_point == "accuracy":
         share = min(max(1.0 - goods / len(calibrating), 0.01), 0.99)
         return Aim(costs=Costs(1.0, 1.0, share))
-    return Aim(settings.false_reject_rate, confidence=settings.confidence)
+    return Aim(settings.false_reject_rate, confidence=settings.confidence, at_least=LEAST_LOGIT)
 
 
 def working_size(samples: Sequence[Sample], settings: TrainSettings) -> tuple[int, int]:
