@@ -31,6 +31,7 @@ Extractor: TypeAlias = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], 
 MIN_GOODS = 10
 GUARD_RANK = 128
 """Axes of the global Gaussian beside a net that has learned, which knows most by itself."""
+GUARD_FOLDS = 3
 UNIT_ROUNDS = 5
 PLACES_BYTES = 1 << 30
 """Local features kept in memory at most; of more parts than fit, only so many have a say in the local Gaussian."""
@@ -151,7 +152,12 @@ def learn_guard(
     """
     if len(goods) < MIN_GOODS or len(set(groups)) < 2:
         return None
-    settings = settings.model_copy(update={"global_rank": min(settings.global_rank, GUARD_RANK)})
+    # Cross-fitting only says in which units to count here; the threshold is set from other parts.
+    fewer = {
+        "global_rank": min(settings.global_rank, GUARD_RANK),
+        "cross_fit_folds": min(settings.cross_fit_folds, GUARD_FOLDS),
+    }
+    settings = settings.model_copy(update=fewer)
     split = split_goods(
         groups, settings.seed, settings.calibration_share, settings.cross_fit_below, settings.cross_fit_folds
     )  # fmt: skip
