@@ -44,7 +44,7 @@ with (here / "calls.txt").open("a") as calls:
 case = next((words[i + 1] for i, word in enumerate(words) if word in ("--fold", "--seed")), "0")
 if words[0] == "train":
     run = pathlib.Path(words[words.index("--run-dir") + 1])
-    print("resumed" if run.exists() else "from the start")
+    print("resumed" if run.exists() and "--resume" in words else "from the start")
     run.mkdir(exist_ok=True)
     if (here / f"broken-{case}").exists():
         print("noise\\nlinegate: plates: every image is the same: add others", file=sys.stderr)

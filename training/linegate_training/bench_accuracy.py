@@ -189,6 +189,7 @@ def _run_case(row: Row, case: int | None, folder: Path, stated: dict[str, Any], 
         to_train, to_evaluate = row.options(case)
         data = str(row.data)
         train = ["train", data, "--out", str(package), "--name", row.name, "--run-dir", str(run), *to_train, *place]
+        train += ["--resume"] if goes_on else []
         seconds, appeared = _run([*plan.program, *train], folder / "train", package / MANIFEST_FILE)
         _run([*plan.program, "evaluate", str(package), data, "--json", *to_evaluate, *place], folder / "evaluate")
         values = _last_json(folder / "evaluate.out")
