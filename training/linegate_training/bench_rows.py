@@ -125,7 +125,7 @@ ROWS: Final = (
             Measure("image_auroc", "image AUROC", 0.90, 0.95),
             Measure(SECONDS_TO_PACKAGE, "seconds to the package", 90, 45, digits=0, lowest_is_best=True),
         ),
-        ("--instant", "--limit-goods", "30"), cases=(0, 1, 2), case_option="--seed",
+        ("--instant", "--limit-goods", "30", *MIRRORED), cases=(0, 1, 2), case_option="--seed",
     ),
     Row(
         "int8-packages", None, "shipped int8 packages, the worst of them",
