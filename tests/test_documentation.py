@@ -13,7 +13,7 @@ from linegate import errors
 from linegate.stages import Reason
 from linegate_edge.message import StateMessage, VerdictMessage, topics
 from linegate_edge.metrics import Metrics
-from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
+from linegate_edge.settings import FolderSource, OpenCVSource, RecipeSettings, StationSettings, ViewSettings
 
 ROOT = Path(__file__).parents[1]
 EDGE = (ROOT / "edge" / "README.md").read_text(encoding="utf-8")
@@ -39,8 +39,10 @@ def test_every_field_of_a_message_is_documented(name: str) -> None:
 
 def setting_keys() -> list[str]:
     keys = [f"[[source]] {key}" for source in (FolderSource, OpenCVSource) for key in source.model_fields]
+    keys += [f"[recipes.NAME] {key}" for key in RecipeSettings.model_fields if key != "views"]
+    keys += [f"[recipes.NAME.views.VIEW] {key}" for key in ViewSettings.model_fields]
     for section, field in StationSettings.model_fields.items():
-        if section != "source":
+        if section not in ("source", "recipes"):
             model: Any = field.annotation
             keys += [f"[{section}] {key}" for key in model.model_fields]
     return keys
@@ -52,7 +54,7 @@ def test_every_setting_is_documented(key: str) -> None:
 
 
 def test_no_setting_is_documented_that_is_not_there() -> None:
-    documented = set(re.findall(r"^\| `(\[+\w+\]+ \w+)`", EDGE, re.MULTILINE))
+    documented = set(re.findall(r"^\| `(\[+[\w.]+\]+ \w+)`", EDGE, re.MULTILINE))
     assert documented == set(setting_keys())
 
 

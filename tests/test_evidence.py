@@ -14,9 +14,10 @@ import pytest
 
 from linegate.images import decode_image
 from linegate.stages import Decision, Frame, FrameFault, PixelFormat, Reason
+from linegate_edge.changes import Changes, NewVerdict
 from linegate_edge.evidence import EvidenceFolder, Retention
 from linegate_edge.settings import EvidenceSection
-from linegate_edge.store import NewVerdict, Store, StoreReader
+from linegate_edge.store import Store, StoreReader
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 48), dtype=np.uint8)
@@ -99,13 +100,14 @@ class Kept:
         an_hour_ago = time.time() - 3600
         os.utime(self.folder.path_of(saved.name), (an_hour_ago, an_hour_ago))
         stored_at = (NOW - timedelta(days=age_days)).isoformat()
-        self.store.commit([NewVerdict(str(uuid4()), "s", decision, stored_at, lambda _: "{}", None, saved)])
+        new = NewVerdict(str(uuid4()), "s", decision, stored_at, lambda _: "{}", evidence=[saved])
+        self.store.commit(Changes([new]))
         self.names.append(saved.name)
         return saved.name
 
     def prune(self) -> int:
         retention = Retention(
-            self.folder, self.store.path, lambda numbers: self.store.commit([], forgotten=numbers) and None, lambda: NOW
+            self.folder, self.store.path, lambda numbers: self.store.commit(Changes(forgotten=numbers)) and None, lambda: NOW
         )
         return retention.prune()
 

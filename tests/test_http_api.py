@@ -76,7 +76,6 @@ def serve(station: Station, folder: Path, **changes: Any) -> Iterator[tuple[http
             "metrics": station.metrics,
             "store_path": folder / "store" / "linegate.sqlite3",
             "evidence": EvidenceFolder(folder / "store" / "evidence", station.settings.evidence),
-            "map_threshold": 0.8,
             "max_pixels": 64_000_000,
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "ready": lambda: None,
@@ -657,7 +656,7 @@ def test_health_tells_of_a_line_that_does_not_run(idle: Station, tmp_path: Path)
 
 def test_line_stop_makes_the_station_not_ready(client: httpx.Client, station: Station) -> None:
     assert client.get("/readyz").json() == {"ok": True, "reason": None}
-    station.live.set_line_stop("the disk is full")
+    station.live.set_line_stop("store", "the disk is full")
     assert client.get("/readyz").json() == {"ok": False, "reason": "line stop: the disk is full"}
     assert client.get("/healthz").status_code == 200
 

@@ -70,7 +70,7 @@ def test_a_model_that_breaks_makes_the_part_undecided_and_serves_the_next(
     station = make_station(NO_BROKER)
     predict = Inspector.predict
 
-    def predict_or_break(self: Inspector, frame: Frame) -> Prediction:
+    def predict_or_break(self: Inspector, frame: Frame, *_: object) -> Prediction:
         if frame.frame_id == "f1":
             raise RuntimeError("the provider is gone")
         return predict(self, frame)
@@ -95,7 +95,7 @@ class Brake:
         self.release = threading.Event()
         predict = Inspector.predict
 
-        def predict_when_released(inspector: Inspector, frame: Frame) -> Prediction:
+        def predict_when_released(inspector: Inspector, frame: Frame, *_: object) -> Prediction:
             self.release.wait(60)
             return predict(inspector, frame)
 

@@ -183,13 +183,13 @@ def test_broker_state_is_shown_in_words(browser: Browser, mosquitto: Mosquitto, 
 def test_line_stop_is_loud_and_hides_the_green(page: Page, station: Station) -> None:
     send(station, GOOD, "S-1")
     expect(page.locator("#word")).to_have_text("Pass")
-    station.live.set_line_stop("the disk is full")
+    station.live.set_line_stop("store", "the disk is full")
     expect(page.locator("#alarm-stop")).to_be_visible()
     expect(page.locator("#alarm-stop")).to_contain_text("the disk is full")
     expect(page.locator("#alarm-trouble")).to_be_hidden()
     expect(page.locator("#word")).to_have_text("Line stop")
     expect(page.locator("#serial-label")).to_have_text("Last part: Pass")
-    station.live.set_line_stop(None)
+    station.live.set_line_stop("store", None)
     expect(page.locator("#alarm-stop")).to_be_hidden()
     expect(page.locator("#word")).to_have_text("Pass")
 

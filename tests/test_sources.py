@@ -129,12 +129,11 @@ def test_a_file_that_could_not_be_handed_over_is_found_again(
 ) -> None:
     broken = iter([True])
 
-    def knows_origin(self: StoreReader, origin: str) -> bool:
+    def recorded(self: StoreReader, origin: str) -> None:
         if next(broken, False):
             raise StoreError("the store cannot be read: busy")
-        return False
 
-    monkeypatch.setattr(StoreReader, "knows_origin", knows_origin)
+    monkeypatch.setattr(StoreReader, "recorded", recorded)
     put(frames, "a.png")
     station = make_station(NO_BROKER, more=folder_source(frames))
     wait_until(lambda: station.live.snapshot()["parts"] == 1)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linegate.errors import StoreError
+from linegate_edge.changes import Changes, NewVerdict
 from linegate_edge.records import Evidence
-from linegate_edge.store import DATABASE_FILE, NewVerdict, Store, StoreReader
+from linegate_edge.store import DATABASE_FILE, Store, StoreReader
 
 TOPIC = "a/b/c/d/e"
 
@@ -25,14 +26,14 @@ def verdict(number: int, origin: str | None = None, evidence: Evidence | None = 
         decision,
         "2026-01-01T00:00:00+00:00",
         lambda sequence: json.dumps({"sequence": sequence, "number": number}),
-        origin,
-        evidence,
+        [origin] if origin is not None else [],
+        [evidence] if evidence is not None else [],
     )
 
 
 def test_an_empty_store_has_no_verdicts(tmp_path: Path) -> None:
     store = Store(tmp_path, TOPIC)
-    assert store.commit([]) == []
+    assert store.commit(Changes([])) == []
     reader = StoreReader(store.path)
     assert (store.last_sequence, reader.outbox_after(0, 10), reader.verdict_count()) == (0, [], 0)
 
@@ -40,7 +41,7 @@ def test_an_empty_store_has_no_verdicts(tmp_path: Path) -> None:
 def test_sequence_numbers_follow_on_over_restarts(tmp_path: Path) -> None:
     for start in (0, 3):
         store = Store(tmp_path, TOPIC)
-        recorded = store.commit([verdict(start + index) for index in range(3)])
+        recorded = store.commit(Changes([verdict(start + index) for index in range(3)]))
         assert [entry.sequence for entry in recorded] == [start + 1, start + 2, start + 3]
         assert [entry.message["sequence"] for entry in recorded] == [start + 1, start + 2, start + 3]
         store.close()
@@ -48,8 +49,8 @@ def test_sequence_numbers_follow_on_over_restarts(tmp_path: Path) -> None:
 
 def test_a_row_leaves_the_outbox_when_acknowledged_and_its_verdict_stays(tmp_path: Path) -> None:
     store = Store(tmp_path, TOPIC)
-    store.commit([verdict(index) for index in range(4)])
-    store.commit([], acknowledged=[1, 3])
+    store.commit(Changes([verdict(index) for index in range(4)]))
+    store.commit(Changes(acknowledged=[1, 3]))
     reader = StoreReader(store.path)
     assert [sequence for sequence, _ in reader.outbox_after(0, 10)] == [2, 4]
     assert reader.outbox_after(2, 10)[0][0] == 4
@@ -58,33 +59,33 @@ def test_a_row_leaves_the_outbox_when_acknowledged_and_its_verdict_stays(tmp_pat
 
 def test_a_repeated_origin_gives_the_first_verdict_again(tmp_path: Path) -> None:
     store = Store(tmp_path, TOPIC)
-    first, again = store.commit([verdict(1, "folder:a"), verdict(2, "folder:a")])
-    (later,) = store.commit([verdict(3, "folder:a")])
+    first, again = store.commit(Changes([verdict(1, "folder:a"), verdict(2, "folder:a")]))
+    (later,) = store.commit(Changes([verdict(3, "folder:a")]))
     assert (again.verdict_id, again.sequence, again.repeated) == (first.verdict_id, 1, True)
     assert (later.verdict_id, later.repeated) == (first.verdict_id, True)
-    assert store.commit([verdict(4)])[0].sequence == 2, "a repeat takes no number"
+    assert store.commit(Changes([verdict(4)]))[0].sequence == 2, "a repeat takes no number"
 
 
 def test_a_commit_that_fails_changes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path, TOPIC)
-    store.commit([verdict(1)])
+    store.commit(Changes([verdict(1)]))
     with pytest.raises(StoreError):
-        store.commit([verdict(2), verdict(1)])  # the second breaks the rule that ids are unique
+        store.commit(Changes([verdict(2), verdict(1)]))  # the second breaks the rule that ids are unique
     reader = StoreReader(store.path)
     assert (store.last_sequence, reader.verdict_count(), reader.outbox_count()) == (1, 1, 1)
-    assert store.commit([verdict(2)])[0].sequence == 2
+    assert store.commit(Changes([verdict(2)]))[0].sequence == 2
 
 
 def test_a_full_disk_is_told_and_lost_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path, TOPIC)
-    store.commit([verdict(1)])
+    store.commit(Changes([verdict(1)]))
     pages = next(iter(store._db.execute("PRAGMA page_count")))[0]
     store._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite then answers as on a full disk: SQLITE_FULL
     big = NewVerdict("big", "s", "pass", "t", lambda _: "x" * 200_000)
     with pytest.raises(StoreError, match="free some disk space"):
-        store.commit([big])
+        store.commit(Changes([big]))
     store._db.execute("PRAGMA max_page_count=1000000")
-    assert store.commit([big])[0].sequence == 2
+    assert store.commit(Changes([big]))[0].sequence == 2
 
 
 def test_two_stations_cannot_share_a_store(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_commits_are_durable_and_written_ahead(tmp_path: Path) -> None:
 def _commit_and_die(folder: str, count: int) -> None:
     store = Store(Path(folder), TOPIC)
     for number in range(count):
-        store.commit([verdict(number)])
+        store.commit(Changes([verdict(number)]))
     multiprocessing.current_process().kill()
 
 
@@ -147,6 +148,6 @@ def test_sequences_have_no_gap_whatever_is_repeated(
         for origin in batch:
             number += 1
             rows.append(verdict(number, origin))
-        fresh += [entry.sequence for entry in store.commit(rows) if not entry.repeated]
+        fresh += [entry.sequence for entry in store.commit(Changes(rows)) if not entry.repeated]
     assert fresh == list(range(1, len(fresh) + 1))
     store.close()

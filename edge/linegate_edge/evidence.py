@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from linegate.errors import StationError
-from linegate.images import SUFFIX_OF_MEDIA_TYPE, encode_png
+from linegate.images import SUFFIX_OF_MEDIA_TYPE, encode_jpeg, encode_png
 from linegate.stages import Decision, Frame, FrameFault
 from linegate_edge.records import Evidence
 from linegate_edge.settings import EvidenceSection
@@ -63,7 +63,7 @@ class EvidenceFolder:
         if item.encoded is not None:
             data, media_type = item.encoded, item.media_type or "application/octet-stream"
         elif isinstance(item, Frame):
-            data, media_type = encode_png(item.image, item.pixel_format), "image/png"
+            data, media_type = self._encode(item)
         else:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
@@ -75,6 +75,11 @@ class EvidenceFolder:
         name = digest + SUFFIX_OF_MEDIA_TYPE.get(media_type, ".bin")
         self._write(name, data)
         return Evidence(digest, name, media_type, len(data))
+
+    def _encode(self, frame: Frame) -> tuple[bytes, str]:
+        if self.settings.format == "jpeg":
+            return encode_jpeg(frame.image, frame.pixel_format, self.settings.jpeg_quality), "image/jpeg"
+        return encode_png(frame.image, frame.pixel_format), "image/png"
 
     def _write(self, name: str, data: bytes) -> None:
         target = self.path_of(name)

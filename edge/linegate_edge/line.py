@@ -1,139 +1,216 @@
-"""Captures → verdicts in the store: a bounded queue, worker threads, one writer.
+"""Triggers and frames → parts with one verdict each, by their deadline.
 
-Rules kept here: every capture that `submit` takes gets exactly one verdict; a frame that finds the queue full, and one on
-which the model breaks, become undecided, with the reason; nobody hears of a verdict before it is committed; when the
-store cannot commit, the line waits and says so, and nothing is dropped. Where captures come from is left to `sources`,
-where verdicts go to `publish`.
+Rules kept here: every trigger, and every frame that comes of itself, gets exactly one verdict, at its deadline at the latest;
+a view that is missing makes its part undecided; a frame that comes after the verdict is recorded as late; a part keeps the
+recipe and the mode that it began with. Where frames come from is left to `sources`, what becomes of them to `judging`, where
+verdicts go to `publish`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
 from uuid import uuid4
 
-from linegate import __version__
-from linegate.decide import Recipe, decide
-from linegate.errors import ImageError, StationError, StoreError
-from linegate.infer import Inspector
-from linegate.stages import Decision, Frame, FrameFault, Prediction, Reason
+from linegate.errors import StationError
+from linegate.stages import Frame, FrameFault, Part, Reason
+from linegate_edge.archive import Archive
+from linegate_edge.changes import OpenTrigger
 from linegate_edge.evidence import EvidenceFolder
+from linegate_edge.judging import Judging
 from linegate_edge.live import Live
-from linegate_edge.message import MessageProvenance, utc_now, verdict_message
+from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
-from linegate_edge.records import Capture, Evidence, Judged, Recorded
-from linegate_edge.store import NewVerdict, Store
+from linegate_edge.parts import HeldFrame, OpenPart, PartTable, serial_key
+from linegate_edge.recipes import LoadedRecipe, RecipeBook
+from linegate_edge.records import Capture, Look, Mode, Recorded, Trigger
+from linegate_edge.settings import StationSettings
+from linegate_edge.store import Store, StoreReader
+from linegate_edge.workers import Workers
+from linegate_edge.writer import Writer
 
 log = logging.getLogger("linegate.line")
-_COMMIT_BATCH: Final = 256
-_IDLE_S: Final = 0.2
-_STORE_RETRY_S: Final = 1.0
 _PUT_S: Final = 0.5
-_GATHER_S: Final = 0.02
+_TICK_S: Final = 0.05
+_SHORTEST_WAIT_S: Final = 0.002
+_OLDEST_MS: Final = 60_000.0
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    capture: Capture
-    submitted: float
-    done: Future[Recorded]
+TriggerCameras = Callable[[LoadedRecipe, str], list[FrameFault]]
+"""Sets and triggers the cameras of a recipe for a key; returns a fault for each view whose camera is not there."""
 
 
 class Line:
-    """The path of one station from capture to committed verdict; `submit` may be called from any thread."""
+    """The path of one station from trigger to committed verdict; `submit` and `trigger` may be called from any thread."""
 
     def __init__(
         self,
-        inspector: Inspector,
-        recipe: Recipe,
+        settings: StationSettings,
+        book: RecipeBook,
         store: Store,
         evidence: EvidenceFolder,
         live: Live,
         metrics: Metrics,
         *,
         workers: int,
-        queue_frames: int,
-        threshold_version: str,
         on_commit: Callable[[], None],
+        plant_codes: Mapping[str, str],
+        trigger_cameras: TriggerCameras = lambda _recipe, _key: [],
     ) -> None:
-        self._inspector, self._recipe, self._store = inspector, recipe, store
-        self._evidence, self._live, self._metrics, self._on_commit = evidence, live, metrics, on_commit
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(queue_frames)
-        self._judged: queue.Queue[tuple[_Job, Judged] | None] = queue.Queue(_COMMIT_BATCH)
-        self._side_lock = threading.Lock()
-        self._acknowledged: list[int] = []
-        self._forgotten: list[tuple[Sequence[int], threading.Event]] = []
-        self._closed = threading.Event()
-        self._giving_up = threading.Event()
-        self._unstored = 0
-        manifest = inspector.package.manifest
-        self._provenance = MessageProvenance(
-            recipe=recipe.name,
-            package=manifest.name,
-            package_version=manifest.version,
-            package_digest=inspector.package.digest,
-            threshold_version=threshold_version,
-            software_version=__version__,
+        self.book = book
+        self.mode: Mode = "production"
+        self._live, self._metrics = live, metrics
+        self._deadline_s = settings.station.deadline_ms / 1e3
+        self._triggered = settings.trigger.kind != "free_run"
+        self._trigger_cameras = trigger_cameras
+        self._lock = threading.Lock()
+        self._parts = PartTable()
+        self._number = 0
+        self.workers = Workers(workers, settings.limits.queue_frames, settings.model.timeout_ms / 1e3)
+        self.writer = Writer(
+            store,
+            evidence,
+            live,
+            metrics,
+            behind=lambda: self.workers.waiting > 0,
+            on_commit=on_commit,
+            plant_codes=plant_codes,
         )
-        self._workers = [threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(workers)]
-        self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
-        metrics.queue_frames.set_function(self._jobs.qsize)
+        self._archive = Archive(evidence, metrics, self.writer.put)
+        self._judging = Judging(
+            self._lock, self._parts, book, self.workers, self._archive, self.writer, live, metrics, self._deadline_s
+        )
+        self._recover = store.open_triggers()
+        self._reader = StoreReader(store.path)
+        self._reader_lock = threading.Lock()
+        self._closed = threading.Event()
+        self._paused: str | None = None
+        self._clock = threading.Thread(target=self._watch, name="clock", daemon=True)
+        self._clock_ending = threading.Event()
+        metrics.queue_frames.set_function(lambda: self.workers.waiting)
+        metrics.parts_in_hand.set_function(lambda: self._parts.in_hand)
 
     def start(self) -> None:
-        """Start the workers and the writer."""
-        for thread in (*self._workers, self._writer):
-            thread.start()
+        """Start all threads; triggers that the last run left without a verdict get theirs now."""
+        self.workers.start()
+        self.writer.start()
+        self._archive.start()
+        self._clock.start()
+        for left in self._recover:
+            self._conclude_left(left)
 
-    def submit(self, capture: Capture, *, wait: bool = True) -> Future[Recorded]:
-        """Take a capture and return the future of its committed verdict.
+    # -- what comes in ----------------------------------------------------------------------------------------------
 
-        With `wait`, a full queue holds the caller back; without, the part becomes undecided at once (`queue_full`), so
-        that a camera that cannot wait never loses a part in silence.
+    def trigger(self, trigger: Trigger) -> Future[Recorded]:
+        """Open a part, have its cameras take their frames, and return the future of its verdict, due by the deadline.
 
         Raises:
-            StationError: the station is stopping and takes no more parts.
+            StationError: the station is stopping.
         """
-        job = _Job(capture, time.perf_counter(), Future())
-        job.done.set_running_or_notify_cancel()  # a part cannot be cancelled: it lies before the camera
-        while not self._closed.is_set():
-            try:
-                if wait:
-                    self._jobs.put(job, timeout=_PUT_S)  # not for ever: that would hold up the stop
+        if self._closed.is_set():
+            raise StationError("the station is stopping and takes no more parts")
+        if (known := self._known(trigger.origin)) is not None:
+            if trigger.on_accepted is not None:
+                known.add_done_callback(functools.partial(_tell_known, trigger.on_accepted))
+            return known
+        recipe = self.book.for_part(trigger.part)
+        origins = [trigger.origin] if trigger.origin is not None else []
+        with self._lock:
+            self._number += 1
+            keys = [f"trigger:{self._number}", serial_key(trigger.part)]
+            if trigger.encoder is not None:
+                keys.append(f"encoder:{trigger.encoder}")
+            at = trigger.triggered_at
+            opened = self._open(trigger.part, recipe, at, tuple(keys), origins, triggered_at=at)
+            opened.journalled = True
+            # Before a frame can complete the part: the writer must hear of the trigger before it hears of the verdict.
+            self.writer.open(OpenTrigger(opened.verdict_id, trigger.origin, trigger.part, at.isoformat()), trigger.on_accepted)
+            held = self._parts.take_held(keys)
+        if self._paused is not None:
+            self._judging.conclude(opened, Reason.STOPPED, self._paused)
+        elif recipe is None:
+            self._judging.conclude(opened, Reason.NO_RECIPE, self._judging.no_recipe(trigger.part))
+        else:
+            for fault in self._trigger_cameras(recipe, keys[0]):
+                self._judging.looked(opened, Look(fault))
+        for frame in held:
+            _chain(opened.done, frame.done)
+            self._judging.add(opened, frame.capture, reserved=self._reserve(frame.capture.item, wait=False))
+        return opened.done
+
+    def submit(self, capture: Capture, *, wait: bool = True) -> Future[Recorded]:
+        """Take a frame and return the future of its part's committed verdict.
+
+        With `wait`, a full queue holds the caller back; without, the part becomes undecided (`queue_full`), so that a camera
+        that cannot wait never loses a part in silence. A frame with a key is one view of the part of that key.
+
+        Raises:
+            StationError: the station is stopping, or stopped by command, and takes no frames.
+        """
+        self._check_open()
+        if (known := self._known(capture.origin)) is not None:
+            return known
+        reserved = self._reserve(capture.item, wait)
+        recipe = self.book.for_part(capture.part)
+        key = self._key_of(capture, recipe)
+        with self._lock:
+            part = self._parts.find(key) if key is not None else None
+            after = self._parts.find_concluded(key) if key is not None and part is None else None
+            held = None
+            if part is None and after is None:
+                if key is not None and self._triggered:
+                    held = HeldFrame(capture, time.monotonic() + self._deadline_s)
+                    self._parts.hold(key, held)
                 else:
-                    self._jobs.put_nowait(job)
-            except queue.Full:
-                if wait:
-                    continue
-                fault = _as_fault(capture.item, Reason.QUEUE_FULL, f"{self._jobs.maxsize} frames were waiting already")
-                self._judged.put((job, self._conclude(job, None, fault, {})))
-            return job.done
-        raise StationError("the station is stopping and takes no more parts")
+                    keys = (key,) if key is not None else ()
+                    part = self._open(capture.part, recipe, capture.item.captured_at, keys, [])
+                    part.alone = key is None
+            if part is not None:
+                if part.has(capture.item.view) and not part.alone:
+                    part, after = None, part
+                elif capture.origin is not None:
+                    self._parts.add_origin(part, capture.origin)
+        if part is not None:
+            self._judging.add(part, capture, reserved)
+            return part.done
+        if reserved:
+            self.workers.release()
+        if held is not None:
+            return held.done
+        assert after is not None
+        why = "a second frame of this view came" if not after.concluded else "the frame came after the verdict"
+        self._judging.record_late(capture.item, after, why, capture.origin)
+        return after.done
 
-    def acknowledge(self, sequences: Sequence[int]) -> None:
-        """Have verdicts taken out of the outbox; the writer does it with its next commit."""
-        with self._side_lock:
-            self._acknowledged.extend(sequences)
+    def pause(self, reason: str | None) -> None:
+        """Take no more frames until called with None: frames are refused, and triggers get an undecided verdict."""
+        self._paused = reason
 
-    def forget_evidence(self, sequences: Sequence[int]) -> None:
-        """Have the evidence rows of these verdicts taken out of the store; return when that is done or the line ends."""
-        done = threading.Event()
-        with self._side_lock:
-            self._forgotten.append((sequences, done))
-        while self._writer.is_alive() and not done.wait(_PUT_S):
-            pass
+    @property
+    def running(self) -> bool:
+        """Say whether frames are taken."""
+        return self._paused is None and not self._closed.is_set()
+
+    @property
+    def next_key(self) -> int:
+        """The number that the next trigger will have."""
+        return self._number + 1
+
+    @property
+    def in_hand(self) -> int:
+        """How many parts have no verdict yet."""
+        return self._parts.in_hand
 
     @property
     def alive(self) -> bool:
         """Say whether all threads of the line run."""
-        return self._writer.is_alive() and all(thread.is_alive() for thread in self._workers)
+        return self.writer.is_alive() and self._archive.is_alive() and self._clock.is_alive() and self.workers.alive
 
     def stop(self, timeout_s: float) -> int:
         """Finish the parts in hand within `timeout_s` and return how many could not be stored.
@@ -142,197 +219,137 @@ class Line:
         """
         deadline = time.monotonic() + timeout_s
         self._closed.set()
-        for _ in self._workers:
-            _put_before(self._jobs, deadline)
-        for thread in self._workers:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        _put_before(self._judged, deadline)
-        self._writer.join(max(0.0, deadline - time.monotonic()))
-        self._giving_up.set()
-        self._writer.join(2 * _STORE_RETRY_S)
-        return _abandon(self._jobs) + _abandon(self._judged) + self._unstored
+        self.workers.end()
+        self.workers.join(deadline)
+        with self._lock:
+            left, held = list(self._parts.open_parts()), self._parts.all_held()
+        for part in left:
+            self._judging.conclude(part, Reason.STOPPED, "the station stopped before all views of the part were judged")
+        for frame in held:
+            frame.done.set_exception(StationError("the station stopped before the frame's trigger came"))
+        self._clock_ending.set()
+        self._clock.join(max(0.0, deadline - time.monotonic()))
+        self._archive.end()
+        self._archive.join(max(0.0, deadline - time.monotonic()))
+        self.writer.end(deadline)
+        with self._reader_lock:
+            self._reader.close()
+        return self.writer.unstored
 
-    def settle(self) -> None:
-        """Take what was acknowledged after `stop` out of the outbox; a store that refuses leaves it to be sent again."""
-        with self._side_lock:
-            acknowledged, self._acknowledged = self._acknowledged, []
-        if acknowledged and not self._writer.is_alive():
-            with contextlib.suppress(StoreError):
-                self._store.commit([], acknowledged)
+    # -- opening and joining ----------------------------------------------------------------------------------------
 
-    # -- workers: frame → judged -----------------------------------------------------------------------------------
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise StationError("the station is stopping and takes no more parts")
+        if self._paused is not None:
+            raise StationError(self._paused)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            item, waited = job.capture.item, {"queue": (time.perf_counter() - job.submitted) * 1e3}
-            prediction: Prediction | None = None
-            fault = item if isinstance(item, FrameFault) else None
-            try:
-                if isinstance(item, Frame):
-                    prediction = self._inspector.predict(item)
-            except Exception as error:
-                log.exception("frame %s of camera %s could not be judged", item.frame_id, item.camera)
-                fault = _as_fault(item, Reason.MODEL_FAULT, f"the model failed: {type(error).__name__}: {error}")
-            judged = self._conclude(job, prediction, fault, waited)
-            self._judged.put((job, judged))
-
-    def _conclude(
-        self, job: _Job, prediction: Prediction | None, fault: FrameFault | None, durations_ms: dict[str, float]
-    ) -> Judged:
-        judged = prediction if prediction is not None else fault
-        verdict = decide([judged] if judged is not None else [], self._recipe)
-        decided_at, verdict_id = utc_now(), str(uuid4())
-        durations = durations_ms | (dict(prediction.durations_ms) if prediction is not None else {})
-        durations["total"] = (decided_at - job.capture.item.captured_at).total_seconds() * 1e3
-        evidence = None
-        if self._evidence.wants(verdict.decision, verdict_id):
-            started = time.perf_counter()
-            evidence = self._save_evidence(job.capture.item)
-            durations["evidence"] = (time.perf_counter() - started) * 1e3
-        latency_ms = {stage: round(value, 3) for stage, value in durations.items()}
-        return Judged(job.capture, verdict_id, verdict, prediction, evidence, decided_at, latency_ms)
-
-    def _save_evidence(self, item: Frame | FrameFault) -> Evidence | None:
-        try:
-            evidence = self._evidence.save(item)
-        except (OSError, ImageError) as error:
-            # The verdict matters more than its picture: it goes on without, and the gap is counted and logged.
-            self._metrics.evidence_failures.inc()
-            log.error("evidence of frame %s could not be kept: %s", item.frame_id, error)
+    def _known(self, origin: str | None) -> Future[Recorded] | None:
+        if origin is None:
             return None
-        if evidence is not None:
-            self._metrics.evidence_bytes.inc(evidence.size_bytes)
-        return evidence
+        with self._lock:
+            part = self._parts.find_origin(origin)
+        done: Future[Recorded] = Future()
+        if part is not None:
+            _chain(part.done, done, repeated=True)
+            return done
+        with self._reader_lock:
+            recorded = self._reader.recorded(origin)
+        if recorded is None:
+            return None
+        done.set_result(recorded)
+        return done
 
-    # -- writer: judged → recorded ---------------------------------------------------------------------------------
+    def _reserve(self, item: Frame | FrameFault, wait: bool) -> bool:
+        """Take a place in the queue; False where there is none or none is needed."""
+        if isinstance(item, FrameFault):
+            return False
+        while not self.workers.reserve(_PUT_S if wait else 0):
+            if not wait:
+                return False
+            self._check_open()  # not for ever: that would hold up the stop
+        return True
 
-    def _write(self) -> None:
-        open_end = True
-        while open_end:
-            batch, open_end = self._next_batch()
-            try:
-                self._commit(batch)
-            except Exception as error:
-                # A store that refuses was told of as line stop already; anything else is a defect, and wants its traceback.
-                log.error("%d verdicts could not be stored", len(batch), exc_info=not isinstance(error, StoreError))
-                pending = [job for job, _ in batch if not job.done.done()]
-                self._unstored += len(pending)
-                for job in pending:
-                    job.done.set_exception(StationError(f"the verdict could not be stored: {error}"))
+    def _key_of(self, capture: Capture, recipe: LoadedRecipe | None) -> str | None:
+        """Return what joins a frame to others of its part: its own key, or the serial where parts have several views."""
+        if capture.key is not None or recipe is None:
+            return capture.key
+        by_serial = (self._triggered or len(recipe.views) > 1) and capture.part.serial_source != "counter"
+        return serial_key(capture.part) if by_serial else None
 
-    def _next_batch(self) -> tuple[list[tuple[_Job, Judged]], bool]:
-        """Return what to commit at once, and whether more may come.
-
-        A part that came alone is committed alone, without delay. While frames wait for a worker, the line is behind
-        anyhow, and parts are gathered for a moment: an fsync for several costs as much as an fsync for one.
-        """
-        batch: list[tuple[_Job, Judged]] = []
-        try:
-            entry = self._judged.get(timeout=_IDLE_S)
-            gather_until = time.monotonic() + _GATHER_S
-            while entry is not None:
-                batch.append(entry)
-                if len(batch) == _COMMIT_BATCH:
-                    return batch, True
-                rest_s = gather_until - time.monotonic()
-                behind = rest_s > 0 and not self._jobs.empty()
-                entry = self._judged.get(timeout=rest_s) if behind else self._judged.get_nowait()
-        except queue.Empty:
-            return batch, True
-        return batch, False
-
-    def _commit(self, batch: list[tuple[_Job, Judged]]) -> None:
-        with self._side_lock:
-            acknowledged, self._acknowledged = self._acknowledged, []
-            forgotten, self._forgotten = self._forgotten, []
-        if not (batch or acknowledged or forgotten):
-            return
-        started = time.perf_counter()
-        rows = [self._as_row(judged) for _, judged in batch]
-        without_evidence = [sequence for group, _ in forgotten for sequence in group]
-        recorded = self._commit_when_possible(rows, acknowledged, without_evidence)
-        for _, done in forgotten:
-            done.set()
-        if not batch:
-            return
-        self._on_commit()
-        self._metrics.stage_seconds.labels("commit").observe(time.perf_counter() - started)
-        for (job, judged), entry in zip(batch, recorded, strict=True):
-            if entry.repeated:
-                self._drop_evidence(judged.evidence)
-            else:
-                self._count(judged)
-                self._live.recorded(judged, entry)
-            job.done.set_result(entry)
-
-    def _drop_evidence(self, evidence: Evidence | None) -> None:
-        """Delete the picture of a part that had its verdict already, unless another verdict has the same picture."""
-        if evidence is not None and not self._store.knows_evidence(evidence.name):
-            self._evidence.path_of(evidence.name).unlink(missing_ok=True)
-
-    def _commit_when_possible(self, rows: list[NewVerdict], acknowledged: list[int], forgotten: list[int]) -> list[Recorded]:
-        while True:
-            try:
-                recorded = self._store.commit(rows, acknowledged, forgotten)
-            except StoreError as error:
-                if self._live.line_stop is None:
-                    log.error("line stop: verdicts cannot be stored: %s", error)
-                self._live.set_line_stop(str(error))
-                self._metrics.line_stop.set(1)
-                if self._giving_up.wait(_STORE_RETRY_S):
-                    raise
-            else:
-                if self._live.line_stop is not None:
-                    log.warning("line stop is over: verdicts are stored again")
-                    self._live.set_line_stop(None)
-                    self._metrics.line_stop.set(0)
-                return recorded
-
-    def _count(self, judged: Judged) -> None:
-        verdict = judged.verdict
-        self._metrics.parts.labels(verdict.decision).inc()
-        if verdict.decision is Decision.UNDECIDED:
-            self._metrics.undecided.labels(verdict.reason).inc()
-        for stage, milliseconds in judged.latency_ms.items():
-            self._metrics.stage_seconds.labels(stage).observe(milliseconds / 1e3)
-
-    def _as_row(self, judged: Judged) -> NewVerdict:
-        return NewVerdict(
-            verdict_id=judged.verdict_id,
-            serial=judged.capture.part.serial,
-            decision=judged.verdict.decision,
-            decided_at=judged.decided_at.isoformat(),
-            message=functools.partial(self._message, judged),
-            origin=judged.capture.origin,
-            evidence=judged.evidence,
+    def _open(
+        self,
+        part: Part,
+        recipe: LoadedRecipe | None,
+        captured_at: datetime,
+        keys: tuple[str, ...],
+        origins: list[str],
+        triggered_at: datetime | None = None,
+    ) -> OpenPart:
+        now = time.monotonic()
+        # By the monotonic clock from here on, for the wall clock may be set at any time.
+        age_ms = min(max(0.0, (utc_now() - captured_at).total_seconds() * 1e3), _OLDEST_MS)
+        opened = OpenPart(
+            part=part,
+            recipe=recipe or self.book.active,
+            served=recipe is not None,
+            mode=self.mode,
+            verdict_id=str(uuid4()),
+            captured_at=captured_at,
+            triggered_at=triggered_at,
+            opened=now,
+            age_ms=age_ms,
+            due=now + self._deadline_s,
+            keys=keys,
+            origins=origins,
         )
+        self._parts.open(opened)
+        self._live.opened()
+        self._metrics.triggers.inc()
+        return opened
 
-    def _message(self, judged: Judged, sequence: int) -> str:
-        return verdict_message(
-            judged, sequence, station=self._live.station, boot_id=self._live.boot_id, provenance=self._provenance
-        ).model_dump_json()
+    def _conclude_left(self, left: OpenTrigger) -> None:
+        """Give a trigger of the last run, which was killed before its verdict, an undecided one."""
+        moment = datetime.fromisoformat(left.triggered_at)
+        with self._lock:
+            origins = [left.origin] if left.origin is not None else []
+            part = self._open(left.part, self.book.for_part(left.part), moment, (), origins, triggered_at=moment)
+            part.verdict_id, part.journalled = left.verdict_id, True
+        self._judging.conclude(part, Reason.STATION_RESTARTED, "the station was restarted before the part was judged")
+
+    # -- the clock --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Conclude parts at their deadline, give up frames that no trigger came for, replace workers that hang."""
+        while not self._clock_ending.is_set():
+            now = time.monotonic()
+            with self._lock:
+                overdue, unasked = self._parts.expire(now)
+                mine = [part for part in overdue if self._parts.conclude(part, now)]
+                next_due = self._parts.next_due
+            for part in mine:
+                self._judging.decide(part, None, from_clock=True)
+            for frame in unasked:
+                text = f"no trigger came for the frame within {self._deadline_s * 1e3:g} ms"
+                self._judging.record_late(frame.capture.item, None, text, frame.capture.origin)
+                frame.done.set_exception(StationError(text))
+            self._judging.watch()
+            wait_s = _TICK_S if next_due is None else min(_TICK_S, next_due - time.monotonic())
+            self._clock_ending.wait(max(_SHORTEST_WAIT_S, wait_s))
 
 
-def _as_fault(item: Frame | FrameFault, reason: Reason, detail: str) -> FrameFault:
-    return FrameFault(
-        reason, detail, item.frame_id, item.camera, item.view, item.sequence, item.captured_at, item.encoded, item.media_type
-    )
+def _chain(source: Future[Recorded], target: Future[Recorded], *, repeated: bool = False) -> None:
+    """Tell `target` what `source` is told; `repeated` marks it as the verdict of the first time."""
+
+    def copy(done: Future[Recorded]) -> None:
+        if (error := done.exception()) is not None:
+            target.set_exception(error)
+        else:
+            target.set_result(replace(done.result(), repeated=True) if repeated else done.result())
+
+    source.add_done_callback(copy)
 
 
-def _put_before(target: queue.Queue[Any], deadline: float) -> None:
-    """Put the end mark, unless the queue stays full past the deadline: then its threads end with the process."""
-    with contextlib.suppress(queue.Full):
-        target.put(None, timeout=max(0.01, deadline - time.monotonic()))
-
-
-def _abandon(source: queue.Queue[Any]) -> int:
-    """Fail the futures of what is left in a queue, and return how many there were."""
-    count = 0
-    with contextlib.suppress(queue.Empty):
-        while True:
-            entry = source.get_nowait()
-            job = entry[0] if isinstance(entry, tuple) else entry
-            if job is not None:
-                count += 1
-                job.done.set_exception(StationError("the station stopped before the part was judged"))
-    return count
+def _tell_known(on_accepted: Callable[[str], None], done: Future[Recorded]) -> None:
+    if done.exception() is None:
+        on_accepted(done.result().verdict_id)

@@ -40,8 +40,25 @@ class Live:
         self._last: tuple[Judged, Recorded] | None = None
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._broker = Broker(False, "not connected yet")
-        self._line_stop: str | None = None
+        self._line_stops: dict[str, str] = {}
         self._published = 0
+        self._triggers = 0
+
+    def opened(self) -> None:
+        """Take note of a trigger, or of a frame that came of itself: it must get a verdict."""
+        with self._lock:
+            self._triggers += 1
+
+    def repeated(self) -> None:
+        """Take note that what was opened had its verdict already, and gets no second one."""
+        with self._lock:
+            self._triggers -= 1
+
+    @property
+    def triggers_and_verdicts(self) -> tuple[int, int]:
+        """How many parts began since the start, and how many of them have their verdict in the store."""
+        with self._lock:
+            return self._triggers, sum(self._counts.values())
 
     def recorded(self, judged: Judged, recorded: Recorded) -> None:
         """Take note of a part that was committed."""
@@ -53,7 +70,7 @@ class Live:
                 {
                     "sequence": recorded.sequence,
                     "verdict_id": recorded.verdict_id,
-                    "serial": judged.capture.part.serial,
+                    "serial": judged.part.serial,
                     "decision": judged.verdict.decision,
                 }
             )
@@ -78,12 +95,15 @@ class Live:
                 self._broker = replace(self._broker, no_subscriber=nobody)
                 self._version += 1
 
-    def set_line_stop(self, reason: str | None) -> None:
-        """Take note of why the line must stop; None: it may run."""
+    def set_line_stop(self, cause: str, text: str | None) -> None:
+        """Take note of why the line must stop, one text a cause; None: for this cause it may run."""
         with self._lock:
-            if self._line_stop != reason:
-                self._line_stop = reason
+            if self._line_stops.get(cause) != text:
+                self._line_stops = {**self._line_stops, cause: text} if text else self._without(cause)
                 self._version += 1
+
+    def _without(self, cause: str) -> dict[str, str]:
+        return {name: text for name, text in self._line_stops.items() if name != cause}
 
     @property
     def version(self) -> int:
@@ -103,7 +123,7 @@ class Live:
     @property
     def line_stop(self) -> str | None:
         """Why the line must stop, or None."""
-        return self._line_stop
+        return "; ".join(self._line_stops.values()) or None
 
     @property
     def last(self) -> tuple[Judged, Recorded] | None:
@@ -115,7 +135,7 @@ class Live:
         with self._lock:
             counts, latency, last = dict(self._counts), list(self._latency_ms), self._last
             recent = list(self._recent)
-            broker, line_stop, published, version = self._broker, self._line_stop, self._published, self._version
+            broker, line_stop, published, version = self._broker, self.line_stop, self._published, self._version
         total = sum(counts.values())
         percentiles = statistics.quantiles(latency, n=100, method="inclusive") if len(latency) > 1 else latency * 99
         return {

@@ -7,13 +7,18 @@ holds it to that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from linegate.stages import Decision, Reason, ViewVerdict
-from linegate_edge.records import Evidence, Judged
+from linegate_edge.records import Judged, Look, Mode
+
+if TYPE_CHECKING:
+    from linegate_edge.recipes import LoadedRecipe
 
 SCHEMA_VERSION = "1.0"
 
@@ -23,8 +28,9 @@ class _Message(BaseModel):
 
 
 class MessageTime(_Message):
-    """When things happened, UTC; `published` is set at each attempt to publish."""
+    """When things happened, UTC; `triggered` is null where frames come of themselves, `published` is set at each attempt."""
 
+    triggered: datetime | None
     captured: datetime
     decided: datetime
     published: datetime | None
@@ -55,7 +61,7 @@ class MessageRegion(_Message):
 
 
 class MessageView(_Message):
-    """One camera's look; `image_uri` is a path on the station's HTTP address."""
+    """One camera's look; `image_uri` is a path on the station's HTTP address, `package` what judged it, as name@version."""
 
     camera: str
     view: str
@@ -67,13 +73,16 @@ class MessageView(_Message):
     reason_text: str
     score: float | None
     threshold: float | None
+    package: str | None
+    package_digest: str | None
     regions: tuple[MessageRegion, ...]
 
 
 class MessageProvenance(_Message):
-    """What judged it, so that the verdict can be explained a year later."""
+    """What judged it, so that the verdict can be explained a year later; the package is that of the view which decided."""
 
     recipe: str
+    recipe_digest: str
     package: str
     package_version: str
     package_digest: str
@@ -94,7 +103,7 @@ class VerdictMessage(_Message):
     decision: Decision
     reason: Reason
     reason_text: str
-    mode: Literal["production", "challenge", "study"]
+    mode: Mode
     supersedes: str | None
     views: tuple[MessageView, ...]
     provenance: MessageProvenance
@@ -111,6 +120,12 @@ class StateMessage(_Message):
     at: datetime
     software_version: str
     package: str | None
+    recipe: str
+    recipe_digest: str
+    mode: Mode
+    running: bool
+    triggers: int
+    verdicts: int
     last_sequence: int
     outbox_pending: int
     no_subscriber: bool
@@ -124,10 +139,15 @@ def topics(station_topic: str) -> dict[str, str]:
 
 
 def verdict_message(
-    judged: Judged, sequence: int, *, station: str, boot_id: str, provenance: MessageProvenance
+    judged: Judged, sequence: int, *, station: str, boot_id: str, plant_codes: Mapping[str, str] = MappingProxyType({})
 ) -> VerdictMessage:
-    """Return the message of a part, as the store keeps it: without its time of publication."""
-    part, verdict, evidence = judged.capture.part, judged.verdict, judged.evidence
+    """Return the message of a part, as the store keeps it: without its time of publication.
+
+    `plant_codes` are the plant's own codes by defect class.
+    """
+    part, verdict = judged.part, judged.verdict
+    deciding = next((view.view for view in verdict.views if view.reason_text == verdict.reason_text), None)
+    looks = {(look.item.view, look.item.frame_id): look for look in judged.looks}
     return VerdictMessage(
         schema_version=SCHEMA_VERSION,
         verdict_id=judged.verdict_id,
@@ -135,7 +155,11 @@ def verdict_message(
         boot_id=boot_id,
         sequence=sequence,
         time=MessageTime(
-            captured=judged.capture.item.captured_at, decided=judged.decided_at, published=None, clock_source="system"
+            triggered=judged.triggered_at,
+            captured=judged.captured_at,
+            decided=judged.decided_at,
+            published=None,
+            clock_source="system",
         ),
         part=MessagePart(
             serial=part.serial,
@@ -149,15 +173,19 @@ def verdict_message(
         decision=verdict.decision,
         reason=verdict.reason,
         reason_text=verdict.reason_text,
-        mode="production",
+        mode=judged.mode,
         supersedes=None,
-        views=tuple(_message_view(view, evidence) for view in verdict.views),
-        provenance=provenance,
+        views=tuple(
+            _message_view(view, looks.get((view.view, view.frame_id)), judged.recipe, plant_codes) for view in verdict.views
+        ),
+        provenance=judged.recipe.provenance(deciding),
         latency_ms=dict(judged.latency_ms),
     )
 
 
-def _message_view(view: ViewVerdict, evidence: Evidence | None) -> MessageView:
+def _message_view(view: ViewVerdict, look: Look | None, recipe: LoadedRecipe, plant_codes: Mapping[str, str]) -> MessageView:
+    evidence = None if look is None else look.evidence
+    package = recipe.views[view.view].inspector.package if view.view in recipe.views else None
     return MessageView(
         camera=view.camera,
         view=view.view,
@@ -169,10 +197,12 @@ def _message_view(view: ViewVerdict, evidence: Evidence | None) -> MessageView:
         reason_text=view.reason_text,
         score=view.score,
         threshold=view.threshold,
+        package=None if package is None else package.reference,
+        package_digest=None if package is None else package.digest,
         regions=tuple(
             MessageRegion(
                 defect_class=region.label,
-                plant_code=None,
+                plant_code=plant_codes.get(region.label),
                 score=region.score,
                 box_xyxy=region.box_xyxy,
                 area_px=region.area_px,

@@ -16,8 +16,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.triggers = Counter(
+            "linegate_triggers", "Parts that began: triggers, and frames that came of themselves", registry=self.registry
+        )
         self.parts = Counter("linegate_parts", "Parts by verdict", ["decision"], registry=self.registry)
         self.undecided = Counter("linegate_undecided", "Undecided parts by reason", ["reason"], registry=self.registry)
+        self.repeats = Counter("linegate_repeats", "Parts that had their verdict already", registry=self.registry)
+        self.parts_in_hand = Gauge("linegate_parts_in_hand", "Parts without a verdict yet", registry=self.registry)
+        self.late_frames = Counter(
+            "linegate_late_frames", "Frames that came or were judged after the verdict", ["camera"], registry=self.registry
+        )
         self.stage_seconds = Histogram(
             "linegate_stage_seconds", "Time by stage", ["stage"], buckets=_SECONDS, registry=self.registry
         )
@@ -34,7 +42,7 @@ class Metrics:
         self.source_up = Gauge(
             "linegate_source_up", "1 while the camera delivers, 0 while it is missing", ["camera"], registry=self.registry
         )
-        self.line_stop = Gauge("linegate_line_stop", "1 while verdicts cannot be stored", registry=self.registry)
+        self.line_stop = Gauge("linegate_line_stop", "1 while the line must stop", registry=self.registry)
         self.evidence_bytes = Counter("linegate_evidence_bytes", "Evidence written, in bytes", registry=self.registry)
         self.evidence_failures = Counter(
             "linegate_evidence_failures", "Evidence that could not be written", registry=self.registry

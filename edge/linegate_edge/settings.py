@@ -7,9 +7,9 @@ from the folder of STATION.toml. `edge/README.md` documents every key, and a tes
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from linegate.settings import Settings, load_toml
 
@@ -54,28 +54,62 @@ FilePath = Annotated[Path, BeforeValidator(_resolve)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
+def _check_roi(roi: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    if not (0 <= roi[0] < roi[2] <= 1 and 0 <= roi[1] < roi[3] <= 1):
+        raise ValueError("expected shares of the frame, left < right and top < bottom, from 0 to 1")
+    return roi
+
+
 class StationSection(Settings):
-    """`[station]`: what this inspection point is called, and where it keeps its verdicts."""
+    """`[station]`: what this inspection point is called, where it keeps its verdicts, and how long a part may take."""
 
     topic: Annotated[str, AfterValidator(_check_levels)]
     store: FilePath = Field(default=Path("var"), validate_default=True)
+    deadline_ms: int = Field(default=5_000, ge=10, le=3_600_000)
 
 
 class ModelSection(Settings):
     """`[model]`: the package, and the threads that run it; `workers = 0` is one a core."""
 
-    package: FilePath
+    package: FilePath | None = None
     provider: str = "auto"
     workers: int = Field(default=0, ge=0, le=256)
     threads_per_worker: int = Field(default=1, ge=1, le=256)
+    timeout_ms: int = Field(default=10_000, ge=10, le=3_600_000)
 
 
 class RecipeSection(Settings):
-    """`[recipe]`: thresholds of this station, where they differ from the package's."""
+    """`[recipe]`: thresholds of a station that names its package in `[model]`, where they differ from the package's."""
 
     name: Name = "default"
     threshold: float | None = Field(default=None, allow_inf_nan=False)
     undecided_below: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class ViewSettings(Settings):
+    """`[recipes.NAME.views.VIEW]`: what judges one view of these parts, and how its camera is set."""
+
+    package: FilePath
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    undecided_below: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    roi_xyxy: Annotated[tuple[float, float, float, float], BeforeValidator(_as_tuple), AfterValidator(_check_roi)] | None = None
+    exposure_us: float | None = Field(default=None, gt=0, le=60_000_000)
+    gain_db: float | None = Field(default=None, ge=0, le=96)
+
+
+class RecipeSettings(Settings):
+    """`[recipes.NAME]`: which parts it serves, and its views; every view named must be seen of every part."""
+
+    views: dict[Name, ViewSettings] = Field(min_length=1)
+    part_types: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+    default: bool = False
+    min_failing_views: int = Field(default=1, ge=1, le=64)
+
+
+class TriggerSection(Settings):
+    """`[trigger]`: what says that a part is here; without it each frame, or each serial, is a part."""
+
+    kind: Literal["free_run", "command"] = "free_run"
 
 
 class FolderSource(Settings):
@@ -84,6 +118,7 @@ class FolderSource(Settings):
     kind: Literal["folder"]
     path: FilePath
     camera: Name = "folder"
+    view: Name = "main"
     watch: bool = True
     settle_ms: int = Field(default=200, ge=0, le=60_000)
 
@@ -94,6 +129,7 @@ class OpenCVSource(Settings):
     kind: Literal["opencv"]
     address: Annotated[Name, BeforeValidator(_resolve_address)]
     camera: Name = "camera"
+    view: Name = "main"
     reconnect_s: float = Field(default=2.0, gt=0, le=3600)
     max_frames_per_second: float | None = Field(default=None, gt=0, le=10_000)
 
@@ -118,8 +154,10 @@ class MqttSection(Settings):
 
 
 class EvidenceSection(Settings):
-    """`[evidence]`: which frames are kept, and for how long. A part that did not pass is always kept."""
+    """`[evidence]`: which frames are kept, how, and for how long. A part that did not pass is always kept."""
 
+    format: Literal["png", "jpeg"] = "png"
+    jpeg_quality: int = Field(default=92, ge=50, le=100)
     passed_share: float = Field(default=0.01, ge=0, le=1)
     retention_days: float = Field(default=90, gt=0, le=36_500)
     max_gib: float = Field(default=20, gt=0, le=1_000_000)
@@ -147,13 +185,34 @@ class StationSettings(Settings):
     """The whole of STATION.toml."""
 
     station: StationSection
-    model: ModelSection
+    model: ModelSection = ModelSection()
     recipe: RecipeSection = RecipeSection()
+    recipes: dict[Name, RecipeSettings] = Field(default_factory=dict)
+    trigger: TriggerSection = TriggerSection()
     source: Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)] = ()
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()
     http: HttpSection = HttpSection()
     limits: LimitsSection = LimitsSection()
+
+    @model_validator(mode="after")
+    def _one_way_to_name_packages(self) -> Self:
+        if not self.recipes and self.model.package is None:
+            raise ValueError("no model package is named: give [model] package, or [recipes.NAME.views.VIEW] package")
+        if self.recipes and (self.model.package is not None or self.recipe != RecipeSection()):
+            raise ValueError("[recipes] and [model] package or [recipe] exclude each other: put the thresholds into [recipes]")
+        types = [kind for recipe in self.recipes.values() for kind in recipe.part_types]
+        twice = sorted({kind for kind in types if types.count(kind) > 1})
+        if twice:
+            raise ValueError(f"a part type belongs to one recipe, in several there: {', '.join(twice)}")
+        if sum(recipe.default for recipe in self.recipes.values()) > 1:
+            raise ValueError("only one recipe can be the default")
+        return self
+
+    @property
+    def view_names(self) -> frozenset[str]:
+        """The views that recipes ask for."""
+        return frozenset(view for recipe in self.recipes.values() for view in recipe.views)
 
     @field_validator("source")
     @classmethod

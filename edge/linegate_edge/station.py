@@ -20,20 +20,20 @@ from uuid import uuid4
 import cv2
 
 from linegate import __version__
-from linegate.decide import Recipe, ViewRecipe
 from linegate.errors import StationError
-from linegate.infer import Inspector
-from linegate.package import ModelPackage
+from linegate.stages import FrameFault, Reason
 from linegate_edge.evidence import EvidenceFolder, Retention
 from linegate_edge.line import Line
 from linegate_edge.live import Live
 from linegate_edge.message import SCHEMA_VERSION, StateMessage, utc_now
 from linegate_edge.metrics import Metrics
+from linegate_edge.operate import KEPT_RECIPE, Operate
 from linegate_edge.publish import Publisher
+from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.review.app import create_app
 from linegate_edge.review.server import HttpServer
 from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings, load_station
-from linegate_edge.sources.camera import VIEW, Camera
+from linegate_edge.sources.camera import Camera, CameraMissingError
 from linegate_edge.sources.folder import FolderCamera
 from linegate_edge.sources.opencv import OpenCVCamera
 from linegate_edge.store import Store, StoreReader
@@ -56,42 +56,42 @@ class Station:
         cv2.setNumThreads(1)
         self.boot_id = str(uuid4())
         topic, folder = settings.station.topic, settings.station.store
-        inspector = Inspector(
-            ModelPackage.load(settings.model.package), settings.model.provider, settings.model.threads_per_worker
-        )
-        package = inspector.package
-        recipe, threshold_version = _make_recipe(settings, inspector)
+        self.book = RecipeBook(settings)
+        inspectors = self.book.inspectors
         with contextlib.ExitStack() as undo:
             self._store = Store(folder, topic)
             undo.callback(self._store.close)
+            self._restore_recipe()
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
             self.metrics = Metrics()
-            self.metrics.package_info.labels(
-                package.manifest.name, package.manifest.version, package.digest, inspector.provider
-            ).set(1)
-            self.live = Live(topic, self.boot_id, package.reference, inspector.provider, note)
+            for inspector in inspectors:
+                manifest, digest = inspector.package.manifest, inspector.package.digest
+                self.metrics.package_info.labels(manifest.name, manifest.version, digest, inspector.provider).set(1)
+            references = ", ".join(inspector.package.reference for inspector in inspectors)
+            self.live = Live(topic, self.boot_id, references, inspectors[0].provider, note)
             self.line = Line(
-                inspector,
-                recipe,
+                settings,
+                self.book,
                 self._store,
                 self._evidence,
                 self.live,
                 self.metrics,
                 workers=settings.model.workers or os.cpu_count() or 1,
-                queue_frames=settings.limits.queue_frames,
-                threshold_version=threshold_version,
                 on_commit=self._wake_publisher,
+                plant_codes={},
+                trigger_cameras=self._trigger_cameras,
             )
+            self.operate = Operate(self.line, self._store)
             self.publisher = Publisher(
                 settings.mqtt,
                 topic,
                 self._store.path,
-                acknowledge=self.line.acknowledge,
+                acknowledge=self.line.writer.acknowledge,
                 state=self._state_message,
                 live=self.live,
                 metrics=self.metrics,
             )
-            self._retention = Retention(self._evidence, self._store.path, self.line.forget_evidence, utc_now)
+            self._retention = Retention(self._evidence, self._store.path, self.line.writer.forget_evidence, utc_now)
             self._reader = StoreReader(self._store.path)
             undo.callback(self._reader.close)
             self._reader_lock = threading.Lock()
@@ -102,7 +102,6 @@ class Station:
                 metrics=self.metrics,
                 store_path=self._store.path,
                 evidence=self._evidence,
-                map_threshold=package.manifest.thresholds.map,
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
@@ -111,7 +110,7 @@ class Station:
             self.metrics.outbox_pending.set_function(self.outbox_pending)
             self.metrics.disk_free_bytes.set_function(self._free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
-            self._package = package
+            self._configured: dict[str, tuple[float | None, float | None]] = {}
             self._started = self._stopped = False
             undo.pop_all()
 
@@ -175,7 +174,7 @@ class Station:
         self._retention.stop()
         unstored = self.line.stop(timeout_s)
         self.publisher.stop()
-        self.line.settle()
+        self.line.writer.settle()
         if unstored:
             log.error("%d parts in hand could not be stored and have no verdict", unstored)
         log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)
@@ -195,10 +194,39 @@ class Station:
                 break
         return 1 if self.stop() or died else 0
 
+    def _restore_recipe(self) -> None:
+        """Put the recipe in force that was when the station ended, where it still has it."""
+        kept = self._store.value(KEPT_RECIPE)
+        if kept is not None and kept in self.book.recipes:
+            self.book.choose(kept)
+        elif kept is not None:
+            log.warning("recipe '%s' was in force and is no more: going on with '%s'", kept, self.book.active.name)
+
+    def _trigger_cameras(self, recipe: LoadedRecipe, key: str) -> list[FrameFault]:
+        """Set the cameras of a recipe and have them take a frame for `key`; return a fault for each that is not there."""
+        faults = []
+        for camera in self.cameras:
+            view = recipe.views.get(camera.view)
+            if view is None or camera.trigger_mode == "free_run":
+                continue
+            wanted = view.exposure_us, view.gain_db
+            try:
+                if self._configured.get(camera.camera) != wanted:
+                    camera.configure(*wanted)
+                    self._configured[camera.camera] = wanted
+                if camera.trigger_mode == "software":
+                    camera.trigger(key)
+            except CameraMissingError as error:
+                faults.append(
+                    FrameFault(Reason.CAMERA_MISSING, str(error), str(uuid4()), camera.camera, camera.view, 0, utc_now())
+                )
+        return faults
+
     def _wake_publisher(self) -> None:
         self.publisher.wake()
 
     def _state_message(self, state: Literal["online", "stopped", "lost"]) -> StateMessage:
+        triggers, verdicts = self.live.triggers_and_verdicts
         return StateMessage(
             schema_version=SCHEMA_VERSION,
             station=self.live.station,
@@ -206,7 +234,13 @@ class Station:
             state=state,
             at=utc_now(),
             software_version=__version__,
-            package=self._package.reference,
+            package=self.live.package,
+            recipe=self.book.active.name,
+            recipe_digest=self.book.active.digest,
+            mode=self.line.mode,
+            running=self.line.running,
+            triggers=triggers,
+            verdicts=verdicts,
             last_sequence=self._store.last_sequence,
             outbox_pending=self.outbox_pending(),
             no_subscriber=self.live.broker.no_subscriber,
@@ -226,7 +260,7 @@ class Station:
 
     def _knows_origin(self, origin: str) -> bool:
         with self._reader_lock:
-            return self._reader.knows_origin(origin)
+            return self._reader.recorded(origin) is not None
 
     def _make_camera(self, source: FolderSource | OpenCVSource) -> Camera:
         if isinstance(source, FolderSource):
@@ -239,18 +273,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _make_recipe(settings: StationSettings, inspector: Inspector) -> tuple[Recipe, str]:
-    """Return the recipe, and a version that tells where its threshold comes from."""
-    own, approved = settings.recipe, inspector.view_recipe
-    if own.threshold is None and own.undecided_below is None:
-        return Recipe(own.name, {VIEW: approved}), f"package:{inspector.package.manifest.thresholds.version}"
-    view = ViewRecipe(
-        approved.threshold if own.threshold is None else own.threshold,
-        approved.undecided_below if own.undecided_below is None else own.undecided_below,
-    )
-    return Recipe(own.name, {VIEW: view}), f"station:{view.threshold:g}/{view.undecided_below:g}"
 
 
 def run_station(path: Path) -> int:

@@ -1,8 +1,9 @@
 """Verdicts and their outbox, in one SQLite file: one writer, any number of readers.
 
 Rules kept here: a verdict and its outbox row are committed together, durably (WAL, synchronous FULL), before anybody
-hears of them; the sequence has no gap, for it is given inside the transaction; a repeated origin gives the first verdict
-again; one station owns a store, for as long as it lives. Evidence files are left to `evidence`, MQTT to `publish`.
+hears of them; a trigger stands in the journal until its verdict does; the sequence has no gap, for it is given inside the
+transaction; a repeated origin gives the first verdict again; one station owns a store, for as long as it lives. Evidence
+files are left to `evidence`, MQTT to `publish`.
 
 SQLite comes with apsw, for the one in Python 3.11 may corrupt a WAL database on a reset with concurrent connections.
 """
@@ -13,15 +14,17 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 
 from linegate.errors import StoreError
-from linegate_edge.records import Evidence, Recorded
+from linegate.stages import Part
+from linegate_edge.changes import Changes, LateFrame, NewVerdict, OpenTrigger
+from linegate_edge.records import Recorded
 
 DATABASE_FILE: Final = "linegate.sqlite3"
 LOCK_FILE: Final = "lock"
@@ -54,20 +57,32 @@ _MIGRATIONS: Final = (
     CREATE INDEX evidence_by_age ON evidence (decision, sequence);
     CREATE INDEX evidence_by_name ON evidence (name);
     """,
+    """
+    CREATE TABLE open_trigger (
+        verdict_id TEXT PRIMARY KEY,
+        origin TEXT UNIQUE,
+        part TEXT NOT NULL,
+        triggered_at TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE late_frame (
+        sequence INTEGER REFERENCES verdict (sequence),
+        verdict_id TEXT,
+        view TEXT NOT NULL,
+        camera TEXT NOT NULL,
+        frame_id TEXT NOT NULL,
+        captured_at TEXT NOT NULL,
+        arrived_at TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        origin TEXT
+    );
+    CREATE INDEX late_frame_by_verdict ON late_frame (verdict_id);
+    CREATE INDEX late_frame_by_origin ON late_frame (origin) WHERE origin IS NOT NULL;
+    CREATE TABLE frame_origin (
+        origin TEXT PRIMARY KEY,
+        sequence INTEGER NOT NULL REFERENCES verdict (sequence)
+    ) WITHOUT ROWID;
+    """,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NewVerdict:
-    """A verdict on its way into the store; `message` gives its JSON once the sequence is known."""
-
-    verdict_id: str
-    serial: str
-    decision: str
-    decided_at: str
-    message: Callable[[int], str]
-    origin: str | None = None
-    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +93,17 @@ class StoredEvidence:
     name: str
     size_bytes: int
     stored_at: str
+
+
+# A verdict by the origin of its trigger, of one of its frames, or of a frame that came after it.
+_RECORDED: Final = """
+    SELECT sequence, verdict_id, message FROM verdict WHERE origin = ?
+    UNION ALL
+    SELECT v.sequence, v.verdict_id, v.message FROM frame_origin f JOIN verdict v USING (sequence) WHERE f.origin = ?
+    UNION ALL
+    SELECT v.sequence, v.verdict_id, v.message FROM late_frame l JOIN verdict v USING (verdict_id) WHERE l.origin = ?
+    LIMIT 1
+"""
 
 
 class Store:
@@ -122,14 +148,11 @@ class Store:
             text = f"belongs to station '{owner}', not '{station_topic}': give each station a store of its own"
             raise StoreError(f"{self.path}: {text}")
 
-    def commit(
-        self, verdicts: Sequence[NewVerdict], acknowledged: Sequence[int] = (), forgotten: Sequence[int] = ()
-    ) -> list[Recorded]:
-        """Commit verdicts with their outbox and evidence rows; take acknowledged ones out of the outbox.
+    def commit(self, changes: Changes) -> list[Recorded]:
+        """Commit verdicts with their outbox and evidence rows, and all else that `changes` asks for.
 
-        `forgotten` are the verdicts whose evidence retention has deleted: its rows go, the verdicts stay.
-
-        All of it happens, durably, or nothing does. Sequence numbers follow on without a gap.
+        All of it happens, durably, or nothing does. Sequence numbers follow on without a gap. A verdict takes its trigger
+        out of the journal.
 
         Raises:
             StoreError: the disk is full or broken; nothing was changed, and the same call may be made again.
@@ -141,36 +164,77 @@ class Store:
             raise StoreError(f"{self.path}: was removed or replaced under the running station: stop it and restore the store")
         try:
             with self._transaction():
-                for new in verdicts:
-                    known = self._find_origin(new.origin)
+                self._open_triggers(changes)
+                for new in changes.verdicts:
+                    known = self._find_origin(new.origins[0]) if new.origins else None
                     if known is not None:
                         recorded.append(known)
-                        continue
-                    sequence += 1
-                    text = new.message(sequence)
-                    self._db.execute(
-                        "INSERT INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (sequence, new.verdict_id, new.origin, new.serial, new.decision, new.decided_at, text),
-                    )
-                    self._db.execute("INSERT INTO outbox VALUES (?)", (sequence,))
-                    if new.evidence is not None:
-                        item = new.evidence
-                        row = (sequence, item.sha256, item.name, item.media_type, item.size_bytes)
-                        self._db.execute(
-                            "INSERT INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, new.decision, new.decided_at)
-                        )
-                    recorded.append(Recorded(sequence, new.verdict_id, text))
-                self._db.executemany("DELETE FROM outbox WHERE sequence = ?", ((number,) for number in acknowledged))
-                self._db.executemany("DELETE FROM evidence WHERE sequence = ?", ((number,) for number in forgotten))
+                    else:
+                        sequence += 1
+                        recorded.append(self._insert(new, sequence))
+                    if new.journalled:
+                        self._db.execute("DELETE FROM open_trigger WHERE verdict_id = ?", (new.verdict_id,))
+                self._insert_late(changes.late)
+                self._db.executemany("DELETE FROM outbox WHERE sequence = ?", ((number,) for number in changes.acknowledged))
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO outbox SELECT sequence FROM verdict WHERE sequence BETWEEN ? AND ?", changes.replayed
+                )
+                self._db.executemany("DELETE FROM evidence WHERE sequence = ?", ((number,) for number in changes.forgotten))
+                self._db.executemany("INSERT OR REPLACE INTO station VALUES (?, ?)", changes.values.items())
         except apsw.Error as error:
             raise StoreError(f"{self.path}: {error}: free some disk space, or look at the disk") from error
         self.last_sequence = sequence
         return recorded
 
-    def _find_origin(self, origin: str | None) -> Recorded | None:
-        if origin is None:
-            return None
-        row = self._db.execute("SELECT sequence, verdict_id, message FROM verdict WHERE origin = ?", (origin,)).fetchone()
+    def _open_triggers(self, changes: Changes) -> None:
+        if not changes.opened:
+            return
+        done = {new.verdict_id for new in changes.verdicts}  # its verdict comes in this very transaction
+        self._db.executemany(
+            "INSERT OR IGNORE INTO open_trigger VALUES (?, ?, ?, ?)",
+            (
+                (new.verdict_id, new.origin, json.dumps(asdict(new.part)), new.triggered_at)
+                for new in changes.opened
+                if new.verdict_id not in done
+            ),
+        )
+
+    def _insert(self, new: NewVerdict, sequence: int) -> Recorded:
+        text = new.message(sequence)
+        self._db.execute(
+            "INSERT INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (sequence, new.verdict_id, next(iter(new.origins), None), new.serial, new.decision, new.decided_at, text),
+        )
+        for origin in new.origins[1:]:
+            self._db.execute("INSERT OR IGNORE INTO frame_origin VALUES (?, ?)", (origin, sequence))
+        self._db.execute("INSERT INTO outbox VALUES (?)", (sequence,))
+        for item in new.evidence:
+            self._db.execute(
+                "INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)",  # two views may show the very same picture
+                (sequence, item.sha256, item.name, item.media_type, item.size_bytes, new.decision, new.decided_at),
+            )
+        return Recorded(sequence, new.verdict_id, text)
+
+    def _insert_late(self, late: Sequence[LateFrame]) -> None:
+        for row in late:
+            of = (row.verdict_id, row.verdict_id, row.view, row.camera, row.frame_id)
+            self._db.execute(
+                "INSERT INTO late_frame VALUES ((SELECT sequence FROM verdict WHERE verdict_id = ?), ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*of, row.captured_at, row.arrived_at, row.detail, row.origin),
+            )
+
+    def open_triggers(self) -> list[OpenTrigger]:
+        """Return the triggers whose parts got no verdict before the last station ended, in the order they came."""
+        rows = self._db.execute("SELECT verdict_id, origin, part, triggered_at FROM open_trigger ORDER BY triggered_at")
+        return [OpenTrigger(row[0], row[1], Part(**json.loads(row[2])), row[3]) for row in rows]
+
+    def value(self, key: str) -> str | None:
+        """Return what the station has kept under this key, or None."""
+        row = self._db.execute("SELECT value FROM station WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _find_origin(self, origin: str) -> Recorded | None:
+        row = self._db.execute(_RECORDED, (origin,) * 3).fetchone()
         return None if row is None else Recorded(row[0], row[1], row[2], repeated=True)
 
     @contextlib.contextmanager
@@ -230,9 +294,16 @@ class StoreReader:
         """Return how many verdicts the store holds."""
         return int(self._rows("SELECT count(*) FROM verdict")[0][0])
 
-    def knows_origin(self, origin: str) -> bool:
-        """Say whether a picture of this origin has its verdict already."""
-        return bool(self._rows("SELECT 1 FROM verdict WHERE origin = ?", origin))
+    def recorded(self, origin: str) -> Recorded | None:
+        """Return the verdict that a picture or trigger of this origin has already, or None."""
+        rows = self._rows(_RECORDED, *(origin,) * 3)
+        return Recorded(rows[0][0], rows[0][1], rows[0][2], repeated=True) if rows else None
+
+    def late_frames(self, verdict_id: str) -> list[LateFrame]:
+        """Return the frames that came after this verdict."""
+        columns = "verdict_id, view, camera, frame_id, captured_at, arrived_at, detail, origin"
+        rows = self._rows(f"SELECT {columns} FROM late_frame WHERE verdict_id = ?", verdict_id)
+        return [LateFrame(*row) for row in rows]
 
     def verdict(self, verdict_id: str) -> dict[str, Any] | None:
         """Return the message of a verdict, or None."""

@@ -38,16 +38,28 @@ class ViewRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which thresholds serve which view; `views` names every view that a part must have."""
+    """Which thresholds serve which view; `views` names every view that a part must have.
+
+    A part fails when at least `min_failing_views` of its views fail; when fewer do, it is undecided, never pass.
+
+    Raises:
+        ValueError: `min_failing_views` is less than 1 or more than there are views.
+    """
 
     name: str
     views: Mapping[str, ViewRecipe]
+    min_failing_views: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_failing_views <= max(1, len(self.views)):
+            raise ValueError(f"min_failing_views must be from 1 to {len(self.views)}, got {self.min_failing_views}")
 
 
 def decide(judged: Sequence[Prediction | FrameFault], recipe: Recipe) -> Verdict:
     """Return the verdict of a part from its views.
 
-    The part's decision is the worst of its views: fail before undecided before pass. A view that the recipe names and
+    The part's decision is the worst of its views: fail before undecided before pass, unless fewer views fail than the
+    recipe asks for. A view that the recipe names and
     nobody delivered makes the part undecided; so does a view that the recipe does not know, since no threshold is
     approved for it.
 
@@ -66,6 +78,10 @@ def decide(judged: Sequence[Prediction | FrameFault], recipe: Recipe) -> Verdict
     if not views:
         return Verdict(Decision.UNDECIDED, Reason.NO_VIEW, "the part has no view", ())
     worst = max(views, key=lambda view: _SEVERITY[view.decision])
+    failing = sum(view.decision is Decision.FAIL for view in views)
+    if 0 < failing < recipe.min_failing_views:
+        text = f"{failing} of {len(views)} views fail, a part fails from {recipe.min_failing_views} on: {worst.reason_text}"
+        return Verdict(Decision.UNDECIDED, Reason.TOO_FEW_VIEWS_FAIL, text, tuple(views))
     return Verdict(worst.decision, worst.reason, worst.reason_text, tuple(views))
 
 

@@ -73,10 +73,11 @@ class Inspector:
         thresholds = self.package.manifest.thresholds
         return ViewRecipe(thresholds.score, thresholds.undecided_below)
 
-    def predict(self, frame: Frame) -> Prediction:
-        """Return what the model says of a frame."""
+    def predict(self, frame: Frame, roi_xyxy: tuple[float, float, float, float] | None = None) -> Prediction:
+        """Return what the model says of a frame; `roi_xyxy`, shares of its sides, replaces the package's region of interest."""
         started = time.perf_counter()
-        pixels, roi = prepare(frame.image, frame.pixel_format, self.package.manifest.input)
+        spec = self._input if roi_xyxy is None else self._input.model_copy(update={"roi_xyxy": roi_xyxy})
+        pixels, roi = prepare(frame.image, frame.pixel_format, spec)
         prepared = time.perf_counter()
         outputs = self.run(pixels)
         inferred = time.perf_counter()

@@ -48,9 +48,16 @@ class Reason(StrEnum):
     IMAGE_TOO_SMALL = "image_too_small"
     IMAGE_TOO_LARGE = "image_too_large"
     NO_VIEW = "no_view"
+    NO_RECIPE = "no_recipe"
+    TOO_FEW_VIEWS_FAIL = "too_few_views_fail"
+    CAMERA_MISSING = "camera_missing"
+    DEADLINE_MISSED = "deadline_missed"
     QUEUE_FULL = "queue_full"
     MODEL_FAULT = "model_fault"
+    MODEL_TIMEOUT = "model_timeout"
     SCORE_NOT_FINITE = "score_not_finite"
+    STOPPED = "stopped"
+    STATION_RESTARTED = "station_restarted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,6 @@ def create_app(
     metrics: Metrics,
     store_path: Path,
     evidence: EvidenceFolder,
-    map_threshold: float | None,
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
@@ -79,7 +78,7 @@ def create_app(
     """
     stopping = threading.Event()
     intake = FrameIntake(line, live.boot_id, stopping, max_pixels=max_pixels, max_upload_bytes=max_upload_bytes, wait_s=wait_s)
-    feed = LiveFeed(live, ready, map_threshold)
+    feed = LiveFeed(live, ready)
 
     app = FastAPI(title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.stopping = stopping

@@ -29,8 +29,8 @@ class LiveFeed:
     `trouble` says in one line why the station is not able to work, or None; it is asked often, and must be quick.
     """
 
-    def __init__(self, live: Live, trouble: Callable[[], str | None], map_threshold: float | None) -> None:
-        self._live, self._trouble, self._map_threshold = live, trouble, map_threshold
+    def __init__(self, live: Live, trouble: Callable[[], str | None]) -> None:
+        self._live, self._trouble = live, trouble
         self._lock = threading.Lock()
         self._drawing = threading.Lock()
         self._announced: OrderedDict[int, Judged] = OrderedDict()
@@ -52,7 +52,7 @@ class LiveFeed:
         # The line may have gone on between the two; then the next state, a moment later, brings the picture.
         same = last is not None and snapshot["last"] is not None and last[1].sequence == snapshot["last"]["sequence"]
         overlay_uri = None
-        if last is not None and same and isinstance(last[0].capture.item, Frame):
+        if last is not None and same and (shown := last[0].shown) is not None and isinstance(shown.item, Frame):
             self._announce(last[1].sequence, last[0])
             overlay_uri = f"/live/last.jpg?sequence={last[1].sequence}"
         state = LiveState.model_validate(snapshot | {"overlay_uri": overlay_uri, "trouble": trouble})
@@ -85,10 +85,12 @@ class LiveFeed:
                 return drawn
             if judged is None or sequence is None:
                 raise LookupError("no part was inspected yet" if last is None else f"part {sequence} is not the last one")
-            frame = judged.capture.item
-            if not isinstance(frame, Frame):
-                raise LookupError(f"part {sequence} has no picture that could be shown: {frame.detail}")
-            picture = draw_overlay(frame, judged.prediction, judged.verdict.decision, self._map_threshold)
+            look = judged.shown
+            if look is None or not isinstance(look.item, Frame):
+                raise LookupError(f"part {sequence} has no picture that could be shown: {judged.verdict.reason_text}")
+            view = judged.recipe.views.get(look.item.view)
+            map_threshold = None if view is None else view.inspector.package.manifest.thresholds.map
+            picture = draw_overlay(look.item, look.prediction, judged.verdict.decision, map_threshold)
             drawn = encode_jpeg(picture, PixelFormat.RGB8, _JPEG_QUALITY)
             self._drawn[sequence] = drawn
             while len(self._drawn) > _KEPT_PARTS:
@@ -97,5 +99,5 @@ class LiveFeed:
 
 
 def _frame_bytes(judged: Judged) -> int:
-    item = judged.capture.item
-    return item.image.nbytes + len(item.encoded or b"") if isinstance(item, Frame) else 0
+    items = [look.item for look in judged.looks if isinstance(look.item, Frame)]
+    return sum(item.image.nbytes + len(item.encoded or b"") for item in items)

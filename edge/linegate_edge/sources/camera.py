@@ -11,14 +11,15 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Literal, Protocol
 
+from linegate.errors import StationError
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Capture, Recorded
 
 log = logging.getLogger("linegate.source")
 VIEW = "main"
-"""The name of the one view that a station has for now."""
+"""The view of a camera that names none."""
 
 
 class Submit(Protocol):
@@ -28,11 +29,13 @@ class Submit(Protocol):
 
 
 class Camera(threading.Thread, ABC):
-    """One camera of a station; `problem` is why it delivers nothing, in one line, or None."""
+    """One camera of a station, which looks at one view; `problem` is why it delivers nothing, in one line, or None."""
 
-    def __init__(self, camera: str, submit: Submit, metrics: Metrics, retry_s: float) -> None:
+    trigger_mode: Literal["free_run", "software", "hardware"] = "free_run"
+
+    def __init__(self, camera: str, submit: Submit, metrics: Metrics, retry_s: float, view: str = VIEW) -> None:
         super().__init__(name=f"source-{camera}", daemon=True)
-        self.camera = camera
+        self.camera, self.view = camera, view
         self.problem: str | None = None
         self.stopping = threading.Event()
         self._submit, self._metrics, self._retry_s = submit, metrics, retry_s
@@ -52,12 +55,25 @@ class Camera(threading.Thread, ABC):
                 if self.deliver(self._submit):
                     log.info("camera %s: has no more frames", self.camera)
                     return
-            except CameraMissingError as error:
+            except (CameraMissingError, StationError) as error:
                 self._set_problem(str(error))
             except Exception as error:
                 log.exception("camera %s failed", self.camera)
                 self._set_problem(f"{type(error).__name__}: {error}")
             self.stopping.wait(self._retry_s)
+
+    def trigger(self, key: str) -> None:
+        """Have the camera take a frame for the part of `key`; returns at once.
+
+        Raises:
+            CameraMissingError: it is not there, or takes frames of itself only.
+        """
+        raise CameraMissingError(
+            f"camera {self.camera} cannot be triggered by the station, {key} is lost: see [[source]] trigger"
+        )
+
+    def configure(self, exposure_us: float | None, gain_db: float | None) -> None:
+        """Set exposure and gain from the next frame on; None leaves them as they are."""
 
     def delivering(self) -> None:
         """Take note that the camera is there."""

@@ -21,7 +21,7 @@ from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Capture
 from linegate_edge.settings import FolderSource
-from linegate_edge.sources.camera import VIEW, Camera, CameraMissingError, KnowsOrigin, Submit
+from linegate_edge.sources.camera import Camera, CameraMissingError, KnowsOrigin, Submit
 from linegate_edge.sources.encoded import capture_from_bytes
 
 log = logging.getLogger("linegate.source")
@@ -35,7 +35,7 @@ class FolderCamera(Camera):
     def __init__(
         self, settings: FolderSource, submit: Submit, metrics: Metrics, knows_origin: KnowsOrigin, max_pixels: int
     ) -> None:
-        super().__init__(settings.camera, submit, metrics, _RETRY_S)
+        super().__init__(settings.camera, submit, metrics, _RETRY_S, settings.view)
         self._settings, self._knows_origin, self._max_pixels = settings, knows_origin, max_pixels
         self._taken: dict[str, tuple[int, int]] = {}
         self._unreadable: set[str] = set()
@@ -113,13 +113,13 @@ class FolderCamera(Camera):
             data = path.read_bytes()
         except OSError as error:
             text = f"{_printable(str(path))}: cannot be read: {error.strerror}"
-            fault = FrameFault(Reason.IMAGE_UNREADABLE, text, str(uuid4()), self.camera, VIEW, self._sequence, now)
+            fault = FrameFault(Reason.IMAGE_UNREADABLE, text, str(uuid4()), self.camera, self.view, self._sequence, now)
             return Capture(part, fault, origin)
         return capture_from_bytes(
             data,
             part=part,
             camera=self.camera,
-            view=VIEW,
+            view=self.view,
             sequence=self._sequence,
             captured_at=now,
             max_pixels=self._max_pixels,

@@ -18,7 +18,7 @@ from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Capture
 from linegate_edge.settings import OpenCVSource
-from linegate_edge.sources.camera import VIEW, Camera, CameraMissingError, KnowsOrigin, Submit
+from linegate_edge.sources.camera import Camera, CameraMissingError, KnowsOrigin, Submit
 
 _TIMEOUT_MS = 5_000
 
@@ -35,7 +35,7 @@ class OpenCVCamera(Camera):
         boot_id: str,
         max_pixels: int,
     ) -> None:
-        super().__init__(settings.camera, submit, metrics, settings.reconnect_s)
+        super().__init__(settings.camera, submit, metrics, settings.reconnect_s, settings.view)
         self._settings, self._knows_origin, self._boot_id = settings, knows_origin, boot_id
         self._max_pixels = max_pixels
         self._sequence = 0
@@ -94,7 +94,7 @@ class OpenCVCamera(Camera):
         height, width = pixels.shape[:2]
         if width * height > self._max_pixels:
             text = f"the frame has {width} × {height} pixels, the limit is {self._max_pixels:,}: raise max_megapixels"
-            fault = FrameFault(Reason.IMAGE_TOO_LARGE, text, frame_id, self.camera, VIEW, self._sequence, now)
+            fault = FrameFault(Reason.IMAGE_TOO_LARGE, text, frame_id, self.camera, self.view, self._sequence, now)
             return Capture(part, fault, origin)
         pixel_format = PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.BGR8
-        return Capture(part, Frame(pixels, pixel_format, frame_id, self.camera, VIEW, self._sequence, now), origin)
+        return Capture(part, Frame(pixels, pixel_format, frame_id, self.camera, self.view, self._sequence, now), origin)

@@ -1,0 +1,187 @@
+"""Recipes, loaded and proved: which package and thresholds serve which part, per view.
+
+Rules kept here: every package of every recipe is loaded before the station starts, so that a change-over takes no time and
+cannot fail; a package that several views name is loaded once; a part keeps the recipe that was in force when it was
+triggered. Judging is left to `line`, deciding to the core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linegate import __version__
+from linegate.decide import Recipe, ViewRecipe
+from linegate.errors import SettingsError, StationError
+from linegate.infer import Inspector
+from linegate.package import ModelPackage
+from linegate.stages import Part
+from linegate_edge.message import MessageProvenance
+from linegate_edge.settings import ModelSection, RecipeSettings, StationSettings, ViewSettings
+from linegate_edge.sources.camera import VIEW
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedView:
+    """What judges one view, and how its camera is set; `roi_xyxy` are shares of the frame's sides."""
+
+    inspector: Inspector
+    threshold_version: str
+    roi_xyxy: tuple[float, float, float, float] | None = None
+    exposure_us: float | None = None
+    gain_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe with its packages in memory; `digest` changes with anything that could change a verdict."""
+
+    recipe: Recipe
+    views: Mapping[str, LoadedView]
+    part_types: frozenset[str]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.recipe.name
+
+    def provenance(self, view: str | None) -> MessageProvenance:
+        """Return what judged a part; the package is that of `view`, or of the first where that is none of the recipe's."""
+        chosen = self.views.get(view or "") or next(iter(self.views.values()))
+        manifest = chosen.inspector.package.manifest
+        return MessageProvenance(
+            recipe=self.name,
+            recipe_digest=self.digest,
+            package=manifest.name,
+            package_version=manifest.version,
+            package_digest=chosen.inspector.package.digest,
+            threshold_version=chosen.threshold_version,
+            software_version=__version__,
+        )
+
+
+class RecipeBook:
+    """All recipes of a station, and the one in force; all methods may be called from any thread.
+
+    Raises:
+        PackageError, ProviderError: a package cannot be used here.
+        SettingsError: a recipe does not fit its packages.
+    """
+
+    def __init__(self, settings: StationSettings, kept: RecipeBook | None = None) -> None:
+        self._lock = threading.Lock()
+        self._inspectors: dict[Path, Inspector] = {}
+        self._kept = kept
+        recipes = settings.recipes or {settings.recipe.name: _single(settings)}
+        self._recipes = {name: self._load(name, recipe, settings.model) for name, recipe in recipes.items()}
+        self._kept = None
+        self._by_type = {kind: recipe for recipe in self._recipes.values() for kind in recipe.part_types}
+        self._active = next((name for name, recipe in recipes.items() if recipe.default), next(iter(recipes)))
+
+    def for_part(self, part: Part) -> LoadedRecipe | None:
+        """Return the recipe of a part: by its type where it says one, else the one in force; None: no recipe fits.
+
+        A recipe that names no part types serves any part while it is in force.
+        """
+        by_type = self._by_type.get(part.part_type or "")
+        active = self.active
+        if by_type is None and (part.part_type is None or not active.part_types):
+            return active
+        return by_type
+
+    @property
+    def active(self) -> LoadedRecipe:
+        """The recipe in force for parts that do not say their type."""
+        return self._recipes[self._active]
+
+    def choose(self, name: str) -> LoadedRecipe:
+        """Put a recipe in force from the next part on, and return it.
+
+        Raises:
+            StationError: there is no such recipe; the text names those there are.
+        """
+        with self._lock:
+            if name not in self._recipes:
+                raise StationError(f"no recipe '{name[:64]}': this station has {', '.join(sorted(self._recipes))}")
+            self._active = name
+            return self._recipes[name]
+
+    @property
+    def recipes(self) -> Mapping[str, LoadedRecipe]:
+        """All recipes by name."""
+        return self._recipes
+
+    @property
+    def inspectors(self) -> list[Inspector]:
+        """The inspectors in use, each package once."""
+        return list(self._inspectors.values())
+
+    def _load(self, name: str, settings: RecipeSettings, model: ModelSection) -> LoadedRecipe:
+        limits: dict[str, ViewRecipe] = {}
+        views: dict[str, LoadedView] = {}
+        for view, own in settings.views.items():
+            inspector = self._inspector(own.package, model)
+            limits[view], version = _limits(own, inspector)
+            views[view] = LoadedView(inspector, version, own.roi_xyxy, own.exposure_us, own.gain_db)
+        try:
+            recipe = Recipe(name, limits, settings.min_failing_views)
+        except ValueError as error:
+            raise SettingsError(f"recipe '{name}': {error}") from None
+        return LoadedRecipe(recipe, views, frozenset(settings.part_types), _digest(recipe, views))
+
+    def _inspector(self, package: Path, model: ModelSection) -> Inspector:
+        known = self._inspectors.get(package)
+        if known is None:
+            loaded = ModelPackage.load(package)
+            # After a reload a package that did not change keeps its session.
+            known = self._kept.inspector_of(package, loaded.digest) if self._kept is not None else None
+            known = known or Inspector(loaded, model.provider, model.threads_per_worker)
+            self._inspectors[package] = known
+        return known
+
+    def inspector_of(self, package: Path, digest: str) -> Inspector | None:
+        """Return the inspector of a package that is loaded already, if its digest is the same."""
+        known = self._inspectors.get(package)
+        return known if known is not None and known.package.digest == digest else None
+
+
+def _single(settings: StationSettings) -> RecipeSettings:
+    """Return the one recipe of a station that names its package in `[model]`."""
+    assert settings.model.package is not None  # StationSettings asks for one where there are no recipes
+    own = settings.recipe
+    view = ViewSettings(package=settings.model.package, threshold=own.threshold, undecided_below=own.undecided_below)
+    return RecipeSettings(views={VIEW: view})
+
+
+def _limits(own: ViewSettings, inspector: Inspector) -> tuple[ViewRecipe, str]:
+    """Return a view's limits, and a version that tells where its threshold comes from."""
+    approved = inspector.view_recipe
+    if own.threshold is None and own.undecided_below is None:
+        return approved, f"package:{inspector.package.manifest.thresholds.version}"
+    view = ViewRecipe(
+        approved.threshold if own.threshold is None else own.threshold,
+        approved.undecided_below if own.undecided_below is None else own.undecided_below,
+    )
+    return view, f"station:{view.threshold:g}/{view.undecided_below:g}"
+
+
+def _digest(recipe: Recipe, views: Mapping[str, LoadedView]) -> str:
+    """Return the SHA-256 over all that decides: packages, thresholds, regions, exposures, and the rule over views."""
+    content: dict[str, Any] = {"name": recipe.name, "min_failing_views": recipe.min_failing_views, "views": {}}
+    for name, view in views.items():
+        limits = recipe.views[name]
+        content["views"][name] = {
+            "package": view.inspector.package.digest,
+            "threshold": limits.threshold,
+            "undecided_below": limits.undecided_below,
+            "roi_xyxy": view.roi_xyxy,
+            "exposure_us": view.exposure_us,
+            "gain_db": view.gain_db,
+        }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
