@@ -6,7 +6,7 @@ Rules kept here: frozen, no behaviour beyond a derived value.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,21 @@ class Capture:
     part: Part
     item: Frame | FrameFault
     origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trigger:
+    """The event that says "a part is here"; `triggered_at` is aware UTC.
+
+    `origin` names the event for good, as with `Capture`; `encoder` is the conveyor's count; `on_accepted` is called, from the
+    writer's thread, once the trigger is journalled: from then on it gets its verdict even if the station is killed.
+    """
+
+    part: Part
+    triggered_at: datetime
+    origin: str | None = None
+    encoder: int | None = None
+    on_accepted: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

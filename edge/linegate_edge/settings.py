@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from linegate.settings import Settings, load_toml
+from linegate_edge.plc_settings import ModbusTrigger
 
 
 def _resolve(value: object, info: ValidationInfo) -> object:
@@ -76,6 +77,15 @@ class RecipeSection(Settings):
     name: Name = "default"
     threshold: float | None = Field(default=None, allow_inf_nan=False)
     undecided_below: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class TriggerSection(Settings):
+    """`[trigger]`: what says that a part is here; without it each frame, or each serial, is a part."""
+
+    kind: Literal["free_run", "command"] = "free_run"
+
+
+Trigger = Annotated[TriggerSection | ModbusTrigger, Field(discriminator="kind")]
 
 
 class FolderSource(Settings):
@@ -149,6 +159,7 @@ class StationSettings(Settings):
     station: StationSection
     model: ModelSection
     recipe: RecipeSection = RecipeSection()
+    trigger: Trigger = TriggerSection()
     source: Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)] = ()
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     NO_VIEW = "no_view"
     QUEUE_FULL = "queue_full"
+    TRIGGER_MISSED = "trigger_missed"
     MODEL_FAULT = "model_fault"
     SCORE_NOT_FINITE = "score_not_finite"
 
