@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from linegate.cli import bench_commands
+from linegate.errors import LinegateError
+from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
+
+log = logging.getLogger("linegate")
 
 
 def register(commands: Any) -> None:
     """Add the station's commands to the `linegate` command line."""
     run = commands.add_parser("run", help="run one station", description="Run one station until SIGTERM or Ctrl-C.")
     run.add_argument("station", type=Path, metavar="STATION.toml", help="the station's settings")
+    run.add_argument(
+        "--log-format", choices=FORMATS, help=f"how logs are written (default: ${FORMAT_VARIABLE}, or {FORMATS[0]})"
+    )
     run.set_defaults(run=_run)
 
     demo = commands.add_parser(
@@ -48,16 +53,27 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from linegate_edge.station import run_station
+    log_format = choose_format(arguments.log_format)
+    log_to_stderr(logging.INFO, log_format)
+    try:
+        from linegate_edge.settings import load_station
 
-    _log_to_stderr(logging.INFO)
-    return run_station(arguments.station)
+        settings = load_station(arguments.station)
+        log_to_stderr(logging.INFO, log_format, settings.station.topic)
+        from linegate_edge.station import run_station
+
+        return run_station(arguments.station, settings)
+    except LinegateError as error:
+        if log_format == "text":
+            raise
+        log.critical("%s", error)  # a collector of JSON can do nothing with a line of text
+        return 2
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from linegate_edge.demo import run_demo
 
-    _log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING)
     return run_demo(
         parts=arguments.parts,
         headless=arguments.headless,
@@ -70,7 +86,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _bench_line(arguments: argparse.Namespace) -> int:
     from linegate_edge.bench import run_bench_line
 
-    _log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING)
     return run_bench_line(
         arguments.model,
         parts=arguments.parts,
@@ -101,12 +117,3 @@ def _whole_number(text: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
     return number
-
-
-def _log_to_stderr(level: int) -> None:
-    # UTC, as in the messages: a log is read beside them.
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Final, Literal
 from uuid import uuid4
@@ -32,7 +33,7 @@ from linegate_edge.metrics import Metrics
 from linegate_edge.publish import Publisher
 from linegate_edge.review.app import create_app
 from linegate_edge.review.server import HttpServer
-from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings, load_station
+from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
 from linegate_edge.sources.camera import VIEW, Camera
 from linegate_edge.sources.folder import FolderCamera
 from linegate_edge.sources.opencv import OpenCVCamera
@@ -187,6 +188,7 @@ class Station:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: asked.set())
         self.start()
+        log.info("ready %.2f s after the process started", _process_age_s())
         died = False
         while not asked.wait(_TICK_S):
             if not self.line.alive:
@@ -253,13 +255,20 @@ def _make_recipe(settings: StationSettings, inspector: Inspector) -> tuple[Recip
     return Recipe(own.name, {VIEW: view}), f"station:{view.threshold:g}/{view.undecided_below:g}"
 
 
-def run_station(path: Path) -> int:
-    """Run the station that a STATION.toml describes; return the exit status.
+def _process_age_s() -> float:
+    """Return how long ago this process started, imports included."""
+    # The start time is the 22nd field of proc(5), in clock ticks since boot; the name before may hold blanks.
+    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def run_station(path: Path, settings: StationSettings) -> int:
+    """Run the station that a STATION.toml describes; `path` is where its settings were read.
 
     Raises:
         LinegateError: it cannot start; the text says why in one line.
     """
-    station = Station(load_station(path))
+    station = Station(settings)
     try:
         return station.run()
     except OSError as error:
