@@ -41,10 +41,17 @@ _GATHER_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _InForce:
+    recipe: Recipe
+    provenance: MessageProvenance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     capture: Capture
     submitted: float
     done: Future[Recorded]
+    in_force: _InForce
 
 
 class Line:
@@ -64,7 +71,7 @@ class Line:
         threshold_version: str,
         on_commit: Callable[[], None],
     ) -> None:
-        self._inspector, self._recipe, self._store = inspector, recipe, store
+        self._inspector, self._store = inspector, store
         self._evidence, self._live, self._metrics, self._on_commit = evidence, live, metrics, on_commit
         self._jobs: queue.Queue[_Job | None] = queue.Queue(queue_frames)
         self._judged: queue.Queue[tuple[_Job, Judged] | None] = queue.Queue(_COMMIT_BATCH)
@@ -74,18 +81,23 @@ class Line:
         self._closed = threading.Event()
         self._giving_up = threading.Event()
         self._unstored = 0
-        manifest = inspector.package.manifest
-        self._provenance = MessageProvenance(
-            recipe=recipe.name,
-            package=manifest.name,
-            package_version=manifest.version,
-            package_digest=inspector.package.digest,
-            threshold_version=threshold_version,
-            software_version=__version__,
-        )
+        self.use(recipe, threshold_version)
         self._workers = [threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(workers)]
         self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
         metrics.queue_frames.set_function(self._jobs.qsize)
+
+    def use(self, recipe: Recipe, threshold_version: str) -> None:
+        """Put a recipe in force for the parts submitted from now on; those in hand keep theirs."""
+        manifest = self._inspector.package.manifest
+        provenance = MessageProvenance(
+            recipe=recipe.name,
+            package=manifest.name,
+            package_version=manifest.version,
+            package_digest=self._inspector.package.digest,
+            threshold_version=threshold_version,
+            software_version=__version__,
+        )
+        self._in_force = _InForce(recipe, provenance)
 
     def start(self) -> None:
         """Start the workers and the writer."""
@@ -101,7 +113,7 @@ class Line:
         Raises:
             StationError: the station is stopping and takes no more parts.
         """
-        job = _Job(capture, time.perf_counter(), Future())
+        job = _Job(capture, time.perf_counter(), Future(), self._in_force)
         job.done.set_running_or_notify_cancel()  # a part cannot be cancelled: it lies before the camera
         while not self._closed.is_set():
             try:
@@ -180,7 +192,7 @@ class Line:
         self, job: _Job, prediction: Prediction | None, fault: FrameFault | None, durations_ms: dict[str, float]
     ) -> Judged:
         judged = prediction if prediction is not None else fault
-        verdict = decide([judged] if judged is not None else [], self._recipe)
+        verdict = decide([judged] if judged is not None else [], job.in_force.recipe)
         decided_at, verdict_id = utc_now(), str(uuid4())
         durations = durations_ms | (dict(prediction.durations_ms) if prediction is not None else {})
         durations["total"] = (decided_at - job.capture.item.captured_at).total_seconds() * 1e3
@@ -248,7 +260,7 @@ class Line:
         if not (batch or acknowledged or forgotten):
             return
         started = time.perf_counter()
-        rows = [self._as_row(judged) for _, judged in batch]
+        rows = [self._as_row(judged, job.in_force.provenance) for job, judged in batch]
         without_evidence = [sequence for group, _ in forgotten for sequence in group]
         recorded = self._commit_when_possible(rows, acknowledged, without_evidence)
         for _, done in forgotten:
@@ -296,20 +308,20 @@ class Line:
         for stage, milliseconds in judged.latency_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(milliseconds / 1e3)
 
-    def _as_row(self, judged: Judged) -> NewVerdict:
+    def _as_row(self, judged: Judged, provenance: MessageProvenance) -> NewVerdict:
         return NewVerdict(
             verdict_id=judged.verdict_id,
             serial=judged.capture.part.serial,
             decision=judged.verdict.decision,
             decided_at=judged.decided_at.isoformat(),
-            message=functools.partial(self._message, judged),
+            message=functools.partial(self._message, judged, provenance),
             origin=judged.capture.origin,
             evidence=judged.evidence,
         )
 
-    def _message(self, judged: Judged, sequence: int) -> str:
+    def _message(self, judged: Judged, provenance: MessageProvenance, sequence: int) -> str:
         return verdict_message(
-            judged, sequence, station=self._live.station, boot_id=self._live.boot_id, provenance=self._provenance
+            judged, sequence, station=self._live.station, boot_id=self._live.boot_id, provenance=provenance
         ).model_dump_json()
 
 

@@ -31,6 +31,7 @@ from linegate_edge.live import Live
 from linegate_edge.message import SCHEMA_VERSION, StateMessage, utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.publish import Publisher
+from linegate_edge.reload import reload_station
 from linegate_edge.review.app import create_app
 from linegate_edge.review.server import HttpServer
 from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
@@ -57,7 +58,7 @@ class Station:
         cv2.setNumThreads(1)
         self.boot_id = str(uuid4())
         topic, folder = settings.station.topic, settings.station.store
-        inspector = Inspector(
+        self._inspector = inspector = Inspector(
             ModelPackage.load(settings.model.package), settings.model.provider, settings.model.threads_per_worker
         )
         package = inspector.package
@@ -182,11 +183,23 @@ class Station:
         log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)
         return unstored
 
-    def run(self) -> int:
-        """Run until SIGTERM or Ctrl-C, and return the exit status."""
-        asked = threading.Event()
+    def apply(self, settings: StationSettings) -> None:
+        """Put settings in force from the next part on; they differ from those in force by what `reload.LIVE` names.
+
+        Raises:
+            LinegateError: they cannot be used; nothing was changed.
+        """
+        recipe, threshold_version = _make_recipe(settings, self._inspector)
+        self.line.use(recipe, threshold_version)
+        self._evidence.settings = settings.evidence
+        self.settings = settings
+
+    def run(self, settings_path: Path) -> int:
+        """Run until SIGTERM or Ctrl-C, and return the exit status; SIGHUP reads the settings again."""
+        asked, again = threading.Event(), threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: asked.set())
+        signal.signal(signal.SIGHUP, lambda *_: again.set())
         self.start()
         log.info("ready %.2f s after the process started", _process_age_s())
         died = False
@@ -195,6 +208,9 @@ class Station:
                 log.critical("a thread of the line has ended; stopping, so that the service manager starts anew")
                 died = True
                 break
+            if again.is_set():
+                again.clear()
+                reload_station(settings_path, self)
         return 1 if self.stop() or died else 0
 
     def _wake_publisher(self) -> None:
@@ -263,13 +279,13 @@ def _process_age_s() -> float:
 
 
 def run_station(path: Path, settings: StationSettings) -> int:
-    """Run the station that a STATION.toml describes; `path` is where its settings were read.
+    """Run the station that a STATION.toml describes; `path` is where its settings were read, and are read again.
 
     Raises:
         LinegateError: it cannot start; the text says why in one line.
     """
     station = Station(settings)
     try:
-        return station.run()
+        return station.run(path)
     except OSError as error:
         raise StationError(f"{path}: the station broke down: {error}") from error
