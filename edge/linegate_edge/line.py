@@ -81,6 +81,8 @@ class Line:
         self._closed = threading.Event()
         self._giving_up = threading.Event()
         self._unstored = 0
+        self.turns = 0
+        """Turns that the writer has made: a watchdog sees by it that it does not hang."""
         self.use(recipe, threshold_version)
         self._workers = [threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(workers)]
         self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
@@ -221,6 +223,7 @@ class Line:
     def _write(self) -> None:
         open_end = True
         while open_end:
+            self.turns += 1
             batch, open_end = self._next_batch()
             try:
                 self._commit(batch)
@@ -284,6 +287,7 @@ class Line:
 
     def _commit_when_possible(self, rows: list[NewVerdict], acknowledged: list[int], forgotten: list[int]) -> list[Recorded]:
         while True:
+            self.turns += 1  # a line stop is no hang: a restart would not make room on the disk
             try:
                 recorded = self._store.commit(rows, acknowledged, forgotten)
             except StoreError as error:

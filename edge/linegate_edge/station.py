@@ -34,6 +34,7 @@ from linegate_edge.publish import Publisher
 from linegate_edge.reload import reload_station
 from linegate_edge.review.app import create_app
 from linegate_edge.review.server import HttpServer
+from linegate_edge.service_manager import ServiceManager
 from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
 from linegate_edge.sources.camera import VIEW, Camera
 from linegate_edge.sources.folder import FolderCamera
@@ -200,18 +201,25 @@ class Station:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: asked.set())
         signal.signal(signal.SIGHUP, lambda *_: again.set())
-        self.start()
-        log.info("ready %.2f s after the process started", _process_age_s())
-        died = False
-        while not asked.wait(_TICK_S):
-            if not self.line.alive:
-                log.critical("a thread of the line has ended; stopping, so that the service manager starts anew")
-                died = True
-                break
-            if again.is_set():
-                again.clear()
-                reload_station(settings_path, self)
-        return 1 if self.stop() or died else 0
+        with contextlib.closing(ServiceManager()) as manager:
+            self.start()
+            manager.ready()
+            log.info("ready %.2f s after the process started", _process_age_s())
+            died = False
+            while not asked.wait(_TICK_S):
+                if not self.line.alive:
+                    log.critical("a thread of the line has ended; stopping, so that the service manager starts anew")
+                    died = True
+                    break
+                if again.is_set():
+                    again.clear()
+                    manager.reloading()
+                    reload_station(settings_path, self)
+                    manager.ready()
+                manager.feed(self.line.alive, self.line.turns)
+                manager.show(self.not_ready() or f"ready, last verdict {self._store.last_sequence}")
+            manager.stopping()
+            return 1 if self.stop() or died else 0
 
     def _wake_publisher(self) -> None:
         self.publisher.wake()
