@@ -1,4 +1,4 @@
-"""The station's commands: `linegate run`, `linegate demo`, `linegate bench`.
+"""The station's commands: `linegate run`, `doctor`, `station`, `demo`, `bench`.
 
 Rules kept here: nothing heavy is imported before a command is chosen; logs go to standard error.
 """
@@ -26,6 +26,24 @@ def register(commands: Any) -> None:
     )
     run.set_defaults(run=_run)
 
+    doctor = commands.add_parser(
+        "doctor",
+        help="see whether this machine is fit for a station",
+        description="Look at this machine and at what STATION.toml names. Exit status 1: something will not work.",
+    )
+    doctor.add_argument("station", type=Path, nargs="?", metavar="STATION.toml", help="the station's settings")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object a line")
+    doctor.set_defaults(run=_doctor)
+
+    check = station_commands(commands).add_parser(
+        "check",
+        help="see whether a STATION.toml would make a station",
+        description="Check settings, package, recipes and certificates; nothing is started. Exit status 1: it would not run.",
+    )
+    check.add_argument("station", type=Path, metavar="STATION.toml", help="the station's settings")
+    check.add_argument("--json", action="store_true", help="print one JSON object a line")
+    check.set_defaults(run=_station_check)
+
     demo = commands.add_parser(
         "demo",
         help="watch real photographs being judged, on this machine alone",
@@ -52,6 +70,15 @@ def register(commands: Any) -> None:
     line.set_defaults(run=_bench_line)
 
 
+def station_commands(commands: Any) -> Any:
+    """Return the subcommands of `linegate station`; the first one that asks makes them."""
+    parser = commands.choices.get("station")
+    if parser is None:
+        parser = commands.add_parser("station", help="look at a station without running it")
+        parser.subcommands = parser.add_subparsers(metavar="WHAT", required=True)
+    return parser.subcommands
+
+
 def _run(arguments: argparse.Namespace) -> int:
     log_format = choose_format(arguments.log_format)
     log_to_stderr(logging.INFO, log_format)
@@ -68,6 +95,20 @@ def _run(arguments: argparse.Namespace) -> int:
             raise
         log.critical("%s", error)  # a collector of JSON can do nothing with a line of text
         return 2
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from linegate_edge.doctor import run_doctor
+
+    log_to_stderr(logging.ERROR)
+    return run_doctor(arguments.station, as_json=arguments.json)
+
+
+def _station_check(arguments: argparse.Namespace) -> int:
+    from linegate_edge.station_check import run_station_check
+
+    log_to_stderr(logging.ERROR)
+    return run_station_check(arguments.station, as_json=arguments.json)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

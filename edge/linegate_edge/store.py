@@ -230,6 +230,11 @@ class StoreReader:
         """Return how many verdicts the store holds."""
         return int(self._rows("SELECT count(*) FROM verdict")[0][0])
 
+    def last_decided_at(self) -> str | None:
+        """Return when the last verdict fell, ISO 8601, or None where there is none."""
+        rows = self._rows("SELECT decided_at FROM verdict ORDER BY sequence DESC LIMIT 1")
+        return str(rows[0][0]) if rows else None
+
     def knows_origin(self, origin: str) -> bool:
         """Say whether a picture of this origin has its verdict already."""
         return bool(self._rows("SELECT 1 FROM verdict WHERE origin = ?", origin))
