@@ -43,9 +43,9 @@ def setting_keys() -> list[str]:
     keys += [f"[recipes.NAME.views.VIEW] {key}" for key in ViewSettings.model_fields]
     for section, field in StationSettings.model_fields.items():
         if section not in ("source", "recipes"):
-            model: Any = field.annotation
-            keys += [f"[{section}] {key}" for key in model.model_fields]
-    return keys
+            models: tuple[Any, ...] = getattr(field.annotation, "__args__", None) or (field.annotation,)
+            keys += [f"[{section}] {key}" for model in models for key in model.model_fields]
+    return list(dict.fromkeys(keys))
 
 
 @pytest.mark.parametrize("key", setting_keys())

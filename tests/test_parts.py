@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,7 +154,7 @@ def test_a_frame_that_no_trigger_asked_for_is_no_part_and_is_recorded(
     make: MakeParts, caplog: pytest.LogCaptureFixture
 ) -> None:
     station = make(COMMAND, deadline_ms=100)
-    with pytest.raises(StationError, match="no trigger came"):
+    with caplog.at_level(logging.WARNING, "linegate.line"), pytest.raises(StationError, match="no trigger came"):
         station.line.submit(look("top", key="trigger:9")).result(30)
     assert station.live.triggers_and_verdicts == (0, 0)
     assert "no trigger came" in caplog.text

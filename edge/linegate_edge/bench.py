@@ -37,6 +37,7 @@ from linegate_edge.embedded_broker import embedded_broker
 from linegate_edge.message import utc_now
 from linegate_edge.records import Capture, Recorded
 from linegate_edge.settings import (
+    VIEW,
     EvidenceSection,
     HttpSection,
     ModelSection,
@@ -45,7 +46,6 @@ from linegate_edge.settings import (
     StationSection,
     StationSettings,
 )
-from linegate_edge.sources.camera import VIEW
 from linegate_edge.station import Station
 
 _TOPIC: Final = "linegate/bench/bench/bench/line"

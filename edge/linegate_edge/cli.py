@@ -1,4 +1,4 @@
-"""The station's commands: `linegate run`, `linegate demo`, `linegate bench`.
+"""The station's commands: `linegate run`, `doctor`, `station`, `demo`, `bench`.
 
 Rules kept here: nothing heavy is imported before a command is chosen; logs go to standard error.
 """
@@ -7,19 +7,42 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from linegate.cli import bench_commands
+from linegate.errors import LinegateError
+from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
+
+log = logging.getLogger("linegate")
 
 
 def register(commands: Any) -> None:
     """Add the station's commands to the `linegate` command line."""
     run = commands.add_parser("run", help="run one station", description="Run one station until SIGTERM or Ctrl-C.")
     run.add_argument("station", type=Path, metavar="STATION.toml", help="the station's settings")
+    run.add_argument(
+        "--log-format", choices=FORMATS, help=f"how logs are written (default: ${FORMAT_VARIABLE}, or {FORMATS[0]})"
+    )
     run.set_defaults(run=_run)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="see whether this machine is fit for a station",
+        description="Look at this machine and at what STATION.toml names. Exit status 1: something will not work.",
+    )
+    doctor.add_argument("station", type=Path, nargs="?", metavar="STATION.toml", help="the station's settings")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object a line")
+    doctor.set_defaults(run=_doctor)
+
+    check = station_commands(commands).add_parser(
+        "check",
+        help="see whether a STATION.toml would make a station",
+        description="Check settings, package, recipes and certificates; nothing is started. Exit status 1: it would not run.",
+    )
+    check.add_argument("station", type=Path, metavar="STATION.toml", help="the station's settings")
+    check.add_argument("--json", action="store_true", help="print one JSON object a line")
+    check.set_defaults(run=_station_check)
 
     demo = commands.add_parser(
         "demo",
@@ -47,17 +70,51 @@ def register(commands: Any) -> None:
     line.set_defaults(run=_bench_line)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from linegate_edge.station import run_station
+def station_commands(commands: Any) -> Any:
+    """Return the subcommands of `linegate station`; the first one that asks makes them."""
+    parser = commands.choices.get("station")
+    if parser is None:
+        parser = commands.add_parser("station", help="look at a station without running it")
+        parser.subcommands = parser.add_subparsers(metavar="WHAT", required=True)
+    return parser.subcommands
 
-    _log_to_stderr(logging.INFO)
-    return run_station(arguments.station)
+
+def _run(arguments: argparse.Namespace) -> int:
+    log_format = choose_format(arguments.log_format)
+    log_to_stderr(logging.INFO, log_format)
+    try:
+        from linegate_edge.settings import load_station
+
+        settings = load_station(arguments.station)
+        log_to_stderr(logging.INFO, log_format, settings.station.topic)
+        from linegate_edge.station import run_station
+
+        return run_station(arguments.station, settings)
+    except LinegateError as error:
+        if log_format == "text":
+            raise
+        log.critical("%s", error)  # a collector of JSON can do nothing with a line of text
+        return 2
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from linegate_edge.doctor import run_doctor
+
+    log_to_stderr(logging.ERROR)
+    return run_doctor(arguments.station, as_json=arguments.json)
+
+
+def _station_check(arguments: argparse.Namespace) -> int:
+    from linegate_edge.station_check import run_station_check
+
+    log_to_stderr(logging.ERROR)
+    return run_station_check(arguments.station, as_json=arguments.json)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from linegate_edge.demo import run_demo
 
-    _log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING)
     return run_demo(
         parts=arguments.parts,
         headless=arguments.headless,
@@ -70,7 +127,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _bench_line(arguments: argparse.Namespace) -> int:
     from linegate_edge.bench import run_bench_line
 
-    _log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING)
     return run_bench_line(
         arguments.model,
         parts=arguments.parts,
@@ -101,12 +158,3 @@ def _whole_number(text: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
     return number
-
-
-def _log_to_stderr(level: int) -> None:
-    # UTC, as in the messages: a log is read beside them.
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler], force=True)

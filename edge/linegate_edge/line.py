@@ -107,8 +107,11 @@ class Line:
 
     # -- what comes in ----------------------------------------------------------------------------------------------
 
-    def trigger(self, trigger: Trigger) -> Future[Recorded]:
+    def trigger(self, trigger: Trigger, missed: str | None = None) -> Future[Recorded]:
         """Open a part, have its cameras take their frames, and return the future of its verdict, due by the deadline.
+
+        A part that was before the cameras unknown to the station is told with `missed`, the reason in one line: it is
+        undecided at once, and takes its number, so that its frames do not go to another part.
 
         Raises:
             StationError: the station is stopping.
@@ -132,7 +135,9 @@ class Line:
             # Before a frame can complete the part: the writer must hear of the trigger before it hears of the verdict.
             self.writer.open(OpenTrigger(opened.verdict_id, trigger.origin, trigger.part, at.isoformat()), trigger.on_accepted)
             held = self._parts.take_held(keys)
-        if self._paused is not None:
+        if missed is not None:
+            self._judging.conclude(opened, Reason.TRIGGER_MISSED, missed)
+        elif self._paused is not None:
             self._judging.conclude(opened, Reason.STOPPED, self._paused)
         elif recipe is None:
             self._judging.conclude(opened, Reason.NO_RECIPE, self._judging.no_recipe(trigger.part))

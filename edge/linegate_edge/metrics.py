@@ -43,6 +43,10 @@ class Metrics:
             "linegate_source_up", "1 while the camera delivers, 0 while it is missing", ["camera"], registry=self.registry
         )
         self.line_stop = Gauge("linegate_line_stop", "1 while the line must stop", registry=self.registry)
+        self.plc_up = Gauge("linegate_plc_up", "1 while the PLC answers", registry=self.registry)
+        self.triggers_missed = Counter(
+            "linegate_triggers_missed", "Triggers that the PLC skipped between two polls", registry=self.registry
+        )
         self.evidence_bytes = Counter("linegate_evidence_bytes", "Evidence written, in bytes", registry=self.registry)
         self.evidence_failures = Counter(
             "linegate_evidence_failures", "Evidence that could not be written", registry=self.registry

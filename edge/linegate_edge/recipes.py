@@ -23,7 +23,6 @@ from linegate.package import ModelPackage
 from linegate.stages import Part
 from linegate_edge.message import MessageProvenance
 from linegate_edge.settings import ModelSection, RecipeSettings, StationSettings, ViewSettings
-from linegate_edge.sources.camera import VIEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class RecipeBook:
         self._lock = threading.Lock()
         self._inspectors: dict[Path, Inspector] = {}
         self._kept = kept
-        recipes = settings.recipes or {settings.recipe.name: _single(settings)}
+        recipes = settings.all_recipes
         self._recipes = {name: self._load(name, recipe, settings.model) for name, recipe in recipes.items()}
         self._kept = None
         self._by_type = {kind: recipe for recipe in self._recipes.values() for kind in recipe.part_types}
@@ -111,6 +110,21 @@ class RecipeBook:
                 raise StationError(f"no recipe '{name[:64]}': this station has {', '.join(sorted(self._recipes))}")
             self._active = name
             return self._recipes[name]
+
+    def reload(self, settings: StationSettings) -> None:
+        """Put other recipes in the place of these, from the next part on; packages that did not change stay in memory.
+
+        The recipe in force stays so by its name; where it is gone, the default of the new ones takes its place.
+
+        Raises:
+            LinegateError: they cannot be used; nothing was changed.
+        """
+        fresh = RecipeBook(settings, kept=self)
+        with self._lock:
+            # In an order in which whoever reads between two of these finds the recipe in force.
+            self._recipes = {**self._recipes, **fresh._recipes}
+            self._active = self._active if self._active in fresh._recipes else fresh._active
+            self._recipes, self._by_type, self._inspectors = fresh._recipes, fresh._by_type, fresh._inspectors
 
     @property
     def recipes(self) -> Mapping[str, LoadedRecipe]:
@@ -149,14 +163,6 @@ class RecipeBook:
         """Return the inspector of a package that is loaded already, if its digest is the same."""
         known = self._inspectors.get(package)
         return known if known is not None and known.package.digest == digest else None
-
-
-def _single(settings: StationSettings) -> RecipeSettings:
-    """Return the one recipe of a station that names its package in `[model]`."""
-    assert settings.model.package is not None  # StationSettings asks for one where there are no recipes
-    own = settings.recipe
-    view = ViewSettings(package=settings.model.package, threshold=own.threshold, undecided_below=own.undecided_below)
-    return RecipeSettings(views={VIEW: view})
 
 
 def _limits(own: ViewSettings, inspector: Inspector) -> tuple[ViewRecipe, str]:

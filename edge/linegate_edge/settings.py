@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from linegate.settings import Settings, load_toml
+from linegate_edge.plc_settings import ModbusTrigger
 
 
 def _resolve(value: object, info: ValidationInfo) -> object:
@@ -49,6 +50,9 @@ def _check_levels(topic: str) -> str:
         raise ValueError("expected enterprise/site/area/line/station, five names without '+', '#' or a leading '$'")
     return topic
 
+
+VIEW = "main"
+"""The view of a camera, and of a package, that names none."""
 
 FilePath = Annotated[Path, BeforeValidator(_resolve)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -112,13 +116,16 @@ class TriggerSection(Settings):
     kind: Literal["free_run", "command"] = "free_run"
 
 
+Trigger = Annotated[TriggerSection | ModbusTrigger, Field(discriminator="kind")]
+
+
 class FolderSource(Settings):
     """`[[source]] kind = "folder"`: picture files, judged once each, in the order of their names."""
 
     kind: Literal["folder"]
     path: FilePath
     camera: Name = "folder"
-    view: Name = "main"
+    view: Name = VIEW
     watch: bool = True
     settle_ms: int = Field(default=200, ge=0, le=60_000)
 
@@ -129,7 +136,7 @@ class OpenCVSource(Settings):
     kind: Literal["opencv"]
     address: Annotated[Name, BeforeValidator(_resolve_address)]
     camera: Name = "camera"
-    view: Name = "main"
+    view: Name = VIEW
     reconnect_s: float = Field(default=2.0, gt=0, le=3600)
     max_frames_per_second: float | None = Field(default=None, gt=0, le=10_000)
 
@@ -188,7 +195,7 @@ class StationSettings(Settings):
     model: ModelSection = ModelSection()
     recipe: RecipeSection = RecipeSection()
     recipes: dict[Name, RecipeSettings] = Field(default_factory=dict)
-    trigger: TriggerSection = TriggerSection()
+    trigger: Trigger = TriggerSection()
     source: Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)] = ()
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()
@@ -210,9 +217,14 @@ class StationSettings(Settings):
         return self
 
     @property
-    def view_names(self) -> frozenset[str]:
-        """The views that recipes ask for."""
-        return frozenset(view for recipe in self.recipes.values() for view in recipe.views)
+    def all_recipes(self) -> dict[str, RecipeSettings]:
+        """The recipes by name; a station that names its package in `[model]` has one, of one view."""
+        if self.recipes:
+            return self.recipes
+        assert self.model.package is not None  # asked for above
+        own = self.recipe
+        view = ViewSettings(package=self.model.package, threshold=own.threshold, undecided_below=own.undecided_below)
+        return {own.name: RecipeSettings(views={VIEW: view})}
 
     @field_validator("source")
     @classmethod

@@ -13,8 +13,9 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from uuid import uuid4
 
 import cv2
@@ -28,15 +29,21 @@ from linegate_edge.live import Live
 from linegate_edge.message import SCHEMA_VERSION, StateMessage, utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.operate import KEPT_RECIPE, Operate
+from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
+from linegate_edge.reload import reload_station
 from linegate_edge.review.app import create_app
 from linegate_edge.review.server import HttpServer
-from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings, load_station
+from linegate_edge.service_manager import ServiceManager
+from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
 from linegate_edge.sources.camera import Camera, CameraMissingError
 from linegate_edge.sources.folder import FolderCamera
 from linegate_edge.sources.opencv import OpenCVCamera
 from linegate_edge.store import Store, StoreReader
+
+if TYPE_CHECKING:
+    from linegate_edge.plc import Plc
 
 log = logging.getLogger("linegate.station")
 _TICK_S: Final = 0.5
@@ -96,6 +103,7 @@ class Station:
             undo.callback(self._reader.close)
             self._reader_lock = threading.Lock()
             self.cameras = [self._make_camera(source) for source in settings.source]
+            self._plc = self._make_plc()
             app = create_app(
                 live=self.live,
                 line=self.line,
@@ -134,6 +142,8 @@ class Station:
             return "the line's threads do not run"
         if self.live.line_stop is not None:
             return f"line stop: {self.live.line_stop}"
+        if self._plc is not None and self._plc.problem is not None:
+            return f"PLC: {self._plc.problem}"
         missing = [f"camera {camera.camera}: {camera.problem}" for camera in self.cameras if camera.problem is not None]
         return "; ".join(missing) or None
 
@@ -146,6 +156,8 @@ class Station:
         self._http.start()
         for camera in self.cameras:
             camera.start()
+        if self._plc is not None:
+            self._plc.start()
         if not _is_loopback(self.settings.http.host):
             log.warning("the page at %s has no login and is open to the network: see [http] host", self.address)
         log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
@@ -173,6 +185,9 @@ class Station:
         self._http.stop(timeout_s)
         self._retention.stop()
         unstored = self.line.stop(timeout_s)
+        if self._plc is not None:
+            self._plc.stop()
+            self._plc.join(timeout_s)
         self.publisher.stop()
         self.line.writer.settle()
         if unstored:
@@ -180,19 +195,41 @@ class Station:
         log.info("station %s: stopped after verdict %d", self.live.station, self._store.last_sequence)
         return unstored
 
-    def run(self) -> int:
-        """Run until SIGTERM or Ctrl-C, and return the exit status."""
-        asked = threading.Event()
+    def apply(self, settings: StationSettings) -> None:
+        """Put settings in force from the next part on; they differ from those in force by what `reload.LIVE` names.
+
+        Raises:
+            LinegateError: they cannot be used; nothing was changed.
+        """
+        self.book.reload(settings)
+        self._evidence.settings = settings.evidence
+        self.settings = settings
+
+    def run(self, settings_path: Path) -> int:
+        """Run until SIGTERM or Ctrl-C, and return the exit status; SIGHUP reads the settings again."""
+        asked, again = threading.Event(), threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: asked.set())
-        self.start()
-        died = False
-        while not asked.wait(_TICK_S):
-            if not self.line.alive:
-                log.critical("a thread of the line has ended; stopping, so that the service manager starts anew")
-                died = True
-                break
-        return 1 if self.stop() or died else 0
+        signal.signal(signal.SIGHUP, lambda *_: again.set())
+        with contextlib.closing(ServiceManager()) as manager:
+            self.start()
+            manager.ready()
+            log.info("ready %.2f s after the process started", _process_age_s())
+            died = False
+            while not asked.wait(_TICK_S):
+                if not self.line.alive:
+                    log.critical("a thread of the line has ended; stopping, so that the service manager starts anew")
+                    died = True
+                    break
+                if again.is_set():
+                    again.clear()
+                    manager.reloading()
+                    reload_station(settings_path, self)
+                    manager.ready()
+                manager.feed(self.line.alive, self.line.writer.turns)
+                manager.show(self.not_ready() or f"ready, last verdict {self._store.last_sequence}")
+            manager.stopping()
+            return 1 if self.stop() or died else 0
 
     def _restore_recipe(self) -> None:
         """Put the recipe in force that was when the station ended, where it still has it."""
@@ -262,6 +299,20 @@ class Station:
         with self._reader_lock:
             return self._reader.recorded(origin) is not None
 
+    def _make_plc(self) -> Plc | None:
+        if not isinstance(self.settings.trigger, ModbusTrigger):
+            return None
+        from linegate_edge.plc import Plc  # pymodbus takes its time, and most stations have no PLC
+
+        return Plc(
+            self.settings.trigger,
+            self.line,
+            self.metrics,
+            knows_origin=self._knows_origin,
+            line_stop=lambda: self.live.line_stop,
+            alive=lambda: self.line.alive,
+        )
+
     def _make_camera(self, source: FolderSource | OpenCVSource) -> Camera:
         if isinstance(source, FolderSource):
             return FolderCamera(source, self.line.submit, self.metrics, self._knows_origin, self._max_pixels)
@@ -275,14 +326,21 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def run_station(path: Path) -> int:
-    """Run the station that a STATION.toml describes; return the exit status.
+def _process_age_s() -> float:
+    """Return how long ago this process started, imports included."""
+    # The start time is the 22nd field of proc(5), in clock ticks since boot; the name before may hold blanks.
+    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def run_station(path: Path, settings: StationSettings) -> int:
+    """Run the station that a STATION.toml describes; `path` is where its settings were read, and are read again.
 
     Raises:
         LinegateError: it cannot start; the text says why in one line.
     """
-    station = Station(load_station(path))
+    station = Station(settings)
     try:
-        return station.run()
+        return station.run(path)
     except OSError as error:
         raise StationError(f"{path}: the station broke down: {error}") from error

@@ -294,6 +294,11 @@ class StoreReader:
         """Return how many verdicts the store holds."""
         return int(self._rows("SELECT count(*) FROM verdict")[0][0])
 
+    def last_decided_at(self) -> str | None:
+        """Return when the last verdict fell, ISO 8601, or None where there is none."""
+        rows = self._rows("SELECT decided_at FROM verdict ORDER BY sequence DESC LIMIT 1")
+        return str(rows[0][0]) if rows else None
+
     def recorded(self, origin: str) -> Recorded | None:
         """Return the verdict that a picture or trigger of this origin has already, or None."""
         rows = self._rows(_RECORDED, *(origin,) * 3)

@@ -68,8 +68,8 @@ class Writer(threading.Thread):
         self._values: dict[str, str] = {}
         self._forgotten: list[tuple[Sequence[int], threading.Event]] = []
         self._giving_up = threading.Event()
-        self.progress = time.monotonic()
-        """When the loop was last seen to turn; while the store refuses, it stands still."""
+        self.turns = 0
+        """Turns that the loop has made: a watchdog sees by it that the writer does not hang."""
         self.unstored = 0
         """How many parts could not be stored."""
 
@@ -147,7 +147,7 @@ class Writer(threading.Thread):
         """Commit until the end."""
         open_end = True
         while open_end:
-            self.progress = time.monotonic()
+            self.turns += 1
             batch, open_end = self._next_batch()
             try:
                 self._commit(batch)
@@ -246,6 +246,7 @@ class Writer(threading.Thread):
                 refused = True
                 self._live.set_line_stop("store", str(error))
                 self._metrics.line_stop.set(1)
+                self.turns += 1  # a line stop is no hang: a restart would not make room on the disk
                 if self._giving_up.wait(_STORE_RETRY_S):
                     raise
             else:

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     CAMERA_MISSING = "camera_missing"
     DEADLINE_MISSED = "deadline_missed"
     QUEUE_FULL = "queue_full"
+    TRIGGER_MISSED = "trigger_missed"
     MODEL_FAULT = "model_fault"
     MODEL_TIMEOUT = "model_timeout"
     SCORE_NOT_FINITE = "score_not_finite"

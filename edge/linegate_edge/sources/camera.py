@@ -16,10 +16,9 @@ from typing import Literal, Protocol
 from linegate.errors import StationError
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Capture, Recorded
+from linegate_edge.settings import VIEW
 
 log = logging.getLogger("linegate.source")
-VIEW = "main"
-"""The view of a camera that names none."""
 
 
 class Submit(Protocol):
