@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
 
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import MakeStation, free_port, submit, wait_until
+from conftest import MakeStation, free_port, station_toml, submit, wait_until
 from linegate.errors import SettingsError, StationError
 from linegate.stages import Decision, Reason
 from linegate_edge.metrics import Metrics
@@ -463,3 +466,39 @@ def test_a_real_line_answers_a_plc_once_for_each_part(simulator: SimulatedPlc, m
     assert len(messages) == 4
     assert {message["part"]["serial"] for message in messages} >= {"part-00000", "part-00001", "part-00002"}
     assert [message["reason"] for message in messages].count(Reason.TRIGGER_MISSED) == 1
+
+
+def in_hand(store: Path) -> int:
+    if not (store / DATABASE_FILE).exists():
+        return 0
+    database = apsw.Connection(str(store / DATABASE_FILE), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return len(list(database.execute("SELECT 1 FROM open_trigger")))
+    except apsw.SQLError:  # the tables are being made
+        return 0
+    finally:
+        database.close()
+
+
+def test_a_station_killed_with_a_part_in_hand_answers_it_once(
+    simulator: SimulatedPlc, spot_package: Path, tmp_path: Path
+) -> None:
+    path = station_toml(tmp_path, spot_package, broker_port=NO_BROKER, more=simulator.settings())
+    command = [sys.executable, "-m", "linegate.cli", "run", str(path)]
+    store = tmp_path / "var"
+    for serial in ("A-1", "A-2"):
+        simulator.part(serial)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+            wait_until(lambda: in_hand(store) == 1, what="the part is in the journal")  # no camera: it waits for a frame
+            first.kill()
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as second:
+            answered(simulator)
+            second.terminate()
+    assert simulator.results == [(1, UNDECIDED), (2, UNDECIDED)]
+    reader = StoreReader(store / DATABASE_FILE)
+    messages = [json.loads(text) for _, text in reader.outbox_after(0, 10)]
+    reader.close()
+    assert [(message["part"]["serial"], message["reason"]) for message in messages] == [
+        ("A-1", "station_restarted"),
+        ("A-2", "station_restarted"),
+    ]
