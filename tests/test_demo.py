@@ -17,7 +17,7 @@ import pytest
 from conftest import wait_until
 from linegate.errors import StationError
 from linegate.package import ModelPackage
-from linegate_edge.bench import _threshold_for
+from linegate_edge.bench_station import threshold_for
 from linegate_edge.demo import demo_package, find_photographs
 
 LINEGATE = [sys.executable, "-m", "linegate.cli"]
@@ -97,5 +97,5 @@ def test_the_benchmark_prints_one_json_object(spot_package: Path) -> None:
 def test_the_benchmark_s_threshold_fails_the_share_that_was_asked_for() -> None:
     scores = [float(value) for value in range(40)]
     for share in (0.0, 0.05, 0.5, 1.0):
-        threshold = _threshold_for(scores, share)
+        threshold = threshold_for(scores, share)
         assert sum(score >= threshold for score in scores) == round(share * 40)

@@ -10,9 +10,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from linegate.cli import bench_commands
 from linegate.errors import LinegateError
+from linegate_edge.bench_commands import register_benchmarks
 from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
+from linegate_edge.whole_numbers import count, port
 
 log = logging.getLogger("linegate")
 
@@ -49,25 +50,26 @@ def register(commands: Any) -> None:
         help="watch real photographs being judged, on this machine alone",
         description="Start a broker, a line camera that streams real photographs, a station, its page and a subscriber.",
     )
-    demo.add_argument("--parts", type=_count, metavar="N", help="end after N parts (default: go on until Ctrl-C)")
+    demo.add_argument("--parts", type=count, metavar="N", help="end after N parts (default: go on until Ctrl-C)")
     demo.add_argument("--headless", action="store_true", help="as fast as the line goes, not at a pace to watch")
     demo.add_argument("--json", action="store_true", help="print the counts as one JSON object in the last line")
-    demo.add_argument("--port", type=_port, help="port of the page; 0 takes a free one (default: 8080 if free)")
+    demo.add_argument("--port", type=port, help="port of the page; 0 takes a free one (default: 8080 if free)")
     demo.add_argument("--model", type=Path, metavar="PACKAGE", help="another model package for the demo's photographs")
     demo.set_defaults(run=_demo)
-
-    line = bench_commands(commands).add_parser(
-        "line",
-        help="the whole chain against bare inference",
-        description="Measure bare session.run, and the chain from frames in memory to acknowledged verdicts, in one run.",
+    soak = commands.add_parser(
+        "soak",
+        help="break things around a station for a while, then account for every part",
+        description="Run a station with two cameras and an MES while broker, station, camera and frames are broken at random; "
+        "then leave it in peace and compare parts, verdicts and what was received, one by one. Needs Mosquitto. Exit status 1: "
+        "they do not agree.",
     )
-    line.add_argument("--model", required=True, type=Path, metavar="PACKAGE", help="the model package")
-    line.add_argument("--parts", type=_count, default=2000, metavar="N", help="parts of each kind (default: 2000)")
-    line.add_argument("--workers", type=_workers, default=0, help="worker threads; 0 is one a core (default: 0)")
-    line.add_argument("--fail-share", type=float, default=0.05, help="share of parts that fail (default: 0.05)")
-    line.add_argument("--frames", type=Path, metavar="DIR", help="photographs to use (default: the package's own frames)")
-    line.add_argument("--json", action="store_true", help="print one JSON object in the last line")
-    line.set_defaults(run=_bench_line)
+    soak.add_argument("--minutes", type=float, default=10.0, metavar="N", help="how long things are broken (default: 10)")
+    soak.add_argument("--model", type=Path, metavar="PACKAGE", help="the model package (default: that of the demo)")
+    soak.add_argument("--parts-per-second", type=float, default=40.0, metavar="N", help="of both cameras (default: 40)")
+    soak.add_argument("--seed", type=int, default=0, help="which faults come when (default: 0)")
+    soak.add_argument("--json", action="store_true", help="print the account as one JSON object in the last line")
+    soak.set_defaults(run=_soak)
+    register_benchmarks(commands)
 
 
 def station_commands(commands: Any) -> Any:
@@ -111,6 +113,20 @@ def _station_check(arguments: argparse.Namespace) -> int:
     return run_station_check(arguments.station, as_json=arguments.json)
 
 
+def _soak(arguments: argparse.Namespace) -> int:
+    from linegate_edge.demo import demo_package
+    from linegate_edge.soak import run_soak
+
+    log_to_stderr(logging.WARNING)
+    return run_soak(
+        arguments.model or demo_package(),
+        minutes=arguments.minutes,
+        parts_per_second=arguments.parts_per_second,
+        seed=arguments.seed,
+        as_json=arguments.json,
+    )
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from linegate_edge.demo import run_demo
 
@@ -122,39 +138,3 @@ def _demo(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         model=arguments.model,
     )
-
-
-def _bench_line(arguments: argparse.Namespace) -> int:
-    from linegate_edge.bench import run_bench_line
-
-    log_to_stderr(logging.WARNING)
-    return run_bench_line(
-        arguments.model,
-        parts=arguments.parts,
-        workers=arguments.workers,
-        fail_share=arguments.fail_share,
-        frames=arguments.frames,
-        as_json=arguments.json,
-    )
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, 1, 1_000_000_000)
-
-
-def _workers(text: str) -> int:
-    return _whole_number(text, 0, 256)
-
-
-def _port(text: str) -> int:
-    return _whole_number(text, 0, 65_535)
-
-
-def _whole_number(text: str, least: int, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= most:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
-    return number

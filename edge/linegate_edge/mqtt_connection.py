@@ -52,6 +52,7 @@ class Link:
     station_topic: str
     password: str | None
     acknowledge: Callable[[Sequence[int]], None]
+    puback: Callable[[int], None]
     state: Callable[[Literal["online", "stopped", "lost"]], StateMessage]
     live: Live
     metrics: Metrics
@@ -301,6 +302,7 @@ class Connection:
             self._settling[sequence] = self._oldest_sent
             self._link.metrics.published.inc()
             self._link.live.published(1)
+            self._link.puback(sequence)
             self._link.metrics.stage_seconds.labels("publish").observe(self._oldest_sent - sent_at)
             if self._held and not self._inflight:
                 self._release()

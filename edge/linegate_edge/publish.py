@@ -48,7 +48,10 @@ class Publisher:
         live: Live,
         metrics: Metrics,
     ) -> None:
-        self._link = Link(settings, station_topic, _read_password(settings), acknowledge, state, live, metrics)
+        self.on_puback: Callable[[int], None] = _ignore
+        """Told the sequence number of each verdict that the broker has acknowledged, from the loop's thread."""
+        password = _read_password(settings)
+        self._link = Link(settings, station_topic, password, acknowledge, self._puback, state, live, metrics)
         self._store_path = store_path
         self._stopping = threading.Event()
         self._loop = self._make_loop()
@@ -69,6 +72,9 @@ class Publisher:
         self._loop.wake()
         self._watchdog.join()
         self._loop.join(FAREWELL_S + 3.0)
+
+    def _puback(self, sequence: int) -> None:
+        self.on_puback(sequence)
 
     def _make_loop(self) -> _Loop:
         return _Loop(self._link, self._store_path, self._stopping)
@@ -151,6 +157,9 @@ class _Loop(threading.Thread):
             self._reported = text
         self._link.live.set_broker(False, f"{where}: {text}")
         self._link.metrics.broker_connected.set(0)
+
+
+def _ignore(_: int) -> None: ...
 
 
 def _read_password(settings: MqttSection) -> str | None:

@@ -294,6 +294,15 @@ class StoreReader:
         """Return how many verdicts the store holds."""
         return int(self._rows("SELECT count(*) FROM verdict")[0][0])
 
+    def verdict_rows(self) -> Iterator[tuple[int, str, str]]:
+        """Yield sequence, verdict id and serial of all verdicts, in order."""
+        after = 0
+        while rows := self._rows(
+            "SELECT sequence, verdict_id, serial FROM verdict WHERE sequence > ? ORDER BY sequence LIMIT 1000", after
+        ):
+            yield from rows
+            after = rows[-1][0]
+
     def last_decided_at(self) -> str | None:
         """Return when the last verdict fell, ISO 8601, or None where there is none."""
         rows = self._rows("SELECT decided_at FROM verdict ORDER BY sequence DESC LIMIT 1")
