@@ -16,6 +16,7 @@ from linegate.decide import decide
 from linegate.stages import Decision, Frame, FrameFault, Part, Reason, Verdict
 from linegate_edge.archive import Archive
 from linegate_edge.changes import LateFrame
+from linegate_edge.frame_health import FrameHealth
 from linegate_edge.live import Live
 from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
@@ -41,11 +42,12 @@ class Judging:
         writer: Writer,
         live: Live,
         metrics: Metrics,
+        health: FrameHealth,
         deadline_s: float,
     ) -> None:
         self._lock, self._parts, self._book, self.workers = lock, parts, book, workers
         self._archive, self.writer, self._live, self._metrics = archive, writer, live, metrics
-        self._deadline_s = deadline_s
+        self._health, self._deadline_s = health, deadline_s
         self._overloaded = False
 
     def add(self, part: OpenPart, capture: Capture, reserved: bool) -> None:
@@ -88,6 +90,9 @@ class Judging:
             self._set_overloaded(False)
         view = part.recipe.views[frame.view]
         try:
+            if (fault := self._health.check(part.recipe.name, frame)) is not None:
+                self.looked(part, Look(frame, fault=fault, durations_ms={"queue": waited_ms}))
+                return
             prediction = view.inspector.predict(frame, view.roi_xyxy)
             look = Look(frame, prediction, durations_ms={"queue": waited_ms, **prediction.durations_ms})
         except Exception as error:

@@ -24,6 +24,7 @@ from linegate.stages import Frame, FrameFault, Part, Reason
 from linegate_edge.archive import Archive
 from linegate_edge.changes import OpenTrigger
 from linegate_edge.evidence import EvidenceFolder
+from linegate_edge.frame_health import KEPT_REFERENCES, FrameHealth
 from linegate_edge.judging import Judging
 from linegate_edge.live import Live
 from linegate_edge.message import utc_now
@@ -83,8 +84,18 @@ class Line:
             plant_codes=plant_codes,
         )
         self._archive = Archive(evidence, metrics, self.writer.put)
+        self.health = FrameHealth(settings.health, store.value(KEPT_REFERENCES), self._keep_references)
         self._judging = Judging(
-            self._lock, self._parts, book, self.workers, self._archive, self.writer, live, metrics, self._deadline_s
+            self._lock,
+            self._parts,
+            book,
+            self.workers,
+            self._archive,
+            self.writer,
+            live,
+            metrics,
+            self.health,
+            self._deadline_s,
         )
         self._recover = store.open_triggers()
         self._reader = StoreReader(store.path)
@@ -240,6 +251,9 @@ class Line:
         with self._reader_lock:
             self._reader.close()
         return self.writer.unstored
+
+    def _keep_references(self, text: str) -> None:
+        self.writer.keep(KEPT_REFERENCES, text)
 
     # -- opening and joining ----------------------------------------------------------------------------------------
 

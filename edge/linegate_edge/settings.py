@@ -171,6 +171,17 @@ class EvidenceSection(Settings):
     min_free_mib: int = Field(default=512, ge=0)
 
 
+class HealthSection(Settings):
+    """`[health]`: what a frame must be to be judged at all; a frame that is not makes its part undecided."""
+
+    min_bright_share: float | None = Field(default=0.0005, ge=0, le=1)
+    max_saturated_share: float | None = Field(default=0.98, ge=0, le=1)
+    max_frozen: int | None = Field(default=3, ge=1, le=1_000_000)
+    min_sharpness: float | None = Field(default=None, ge=0, le=1)
+    max_shift: float | None = Field(default=None, ge=0, le=1)
+    learn_frames: int = Field(default=20, ge=1, le=1000)
+
+
 class HttpSection(Settings):
     """`[http]`: the page, the metrics, and `POST /frames`."""
 
@@ -199,6 +210,7 @@ class StationSettings(Settings):
     source: Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)] = ()
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()
+    health: HealthSection = HealthSection()
     http: HttpSection = HttpSection()
     limits: LimitsSection = LimitsSection()
 

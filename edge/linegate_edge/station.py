@@ -202,6 +202,7 @@ class Station:
             LinegateError: they cannot be used; nothing was changed.
         """
         self.book.reload(settings)
+        self.line.health.use(settings.health)
         self._evidence.settings = settings.evidence
         self.settings = settings
 
