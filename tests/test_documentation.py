@@ -14,6 +14,7 @@ from linegate.stages import Reason
 from linegate_edge.message import StateMessage, VerdictMessage, topics
 from linegate_edge.metrics import Metrics
 from linegate_edge.settings import FolderSource, OpenCVSource, RecipeSettings, StationSettings, ViewSettings
+from linegate_edge.source_settings import AravisSource, GenicamSource
 
 ROOT = Path(__file__).parents[1]
 EDGE = (ROOT / "edge" / "README.md").read_text(encoding="utf-8")
@@ -37,8 +38,11 @@ def test_every_field_of_a_message_is_documented(name: str) -> None:
     assert f"`{name}`" in EDGE
 
 
+SOURCES = (FolderSource, OpenCVSource, AravisSource, GenicamSource)
+
+
 def setting_keys() -> list[str]:
-    keys = [f"[[source]] {key}" for source in (FolderSource, OpenCVSource) for key in source.model_fields]
+    keys = [f"[[source]] {key}" for source in SOURCES for key in source.model_fields]
     keys += [f"[recipes.NAME] {key}" for key in RecipeSettings.model_fields if key != "views"]
     keys += [f"[recipes.NAME.views.VIEW] {key}" for key in ViewSettings.model_fields]
     for section, field in StationSettings.model_fields.items():

@@ -32,8 +32,8 @@ from linegate.stages import Frame, Image, Part, PixelFormat
 from linegate_edge.embedded_broker import embedded_broker
 from linegate_edge.message import utc_now
 from linegate_edge.records import Capture, Recorded
+from linegate_edge.setting_types import VIEW
 from linegate_edge.settings import (
-    VIEW,
     EvidenceSection,
     HttpSection,
     LimitsSection,

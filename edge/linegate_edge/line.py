@@ -214,7 +214,7 @@ class Line:
         return self._paused is None and not self._closed.is_set()
 
     @property
-    def next_key(self) -> int:
+    def next_number(self) -> int:
         """The number that the next trigger will have."""
         return self._number + 1
 

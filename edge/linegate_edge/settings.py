@@ -13,30 +13,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from linegate.settings import Settings, load_toml
 from linegate_edge.plc_settings import ModbusTrigger
-
-
-def _resolve(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str | Path):
-        return value
-    if "\0" in str(value):
-        raise ValueError("a path cannot hold a NUL character")
-    folder = (info.context or {}).get("folder", Path())
-    try:
-        return Path(folder) / Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError("no such user's home folder") from error
+from linegate_edge.setting_types import VIEW, FilePath, Name, as_tuple, resolve
+from linegate_edge.source_settings import AravisSource, GenicamSource
 
 
 def _resolve_address(value: object, info: ValidationInfo) -> object:
     """Resolve what names a file as any path; a device number and an address with a scheme stay as they are."""
     if not isinstance(value, str) or not value or value.isdigit() or "://" in value:
         return value
-    return str(_resolve(value, info))
-
-
-def _as_tuple(value: object) -> object:
-    """Let a TOML array become the frozen tuple that strict settings ask for."""
-    return tuple(value) if isinstance(value, list) else value
+    return str(resolve(value, info))
 
 
 def _check_levels(topic: str) -> str:
@@ -49,13 +34,6 @@ def _check_levels(topic: str) -> str:
     ):
         raise ValueError("expected enterprise/site/area/line/station, five names without '+', '#' or a leading '$'")
     return topic
-
-
-VIEW = "main"
-"""The view of a camera, and of a package, that names none."""
-
-FilePath = Annotated[Path, BeforeValidator(_resolve)]
-Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 def _check_roi(roi: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -96,7 +74,7 @@ class ViewSettings(Settings):
     package: FilePath
     threshold: float | None = Field(default=None, allow_inf_nan=False)
     undecided_below: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    roi_xyxy: Annotated[tuple[float, float, float, float], BeforeValidator(_as_tuple), AfterValidator(_check_roi)] | None = None
+    roi_xyxy: Annotated[tuple[float, float, float, float], BeforeValidator(as_tuple), AfterValidator(_check_roi)] | None = None
     exposure_us: float | None = Field(default=None, gt=0, le=60_000_000)
     gain_db: float | None = Field(default=None, ge=0, le=96)
 
@@ -105,7 +83,7 @@ class RecipeSettings(Settings):
     """`[recipes.NAME]`: which parts it serves, and its views; every view named must be seen of every part."""
 
     views: dict[Name, ViewSettings] = Field(min_length=1)
-    part_types: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+    part_types: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
     default: bool = False
     min_failing_views: int = Field(default=1, ge=1, le=64)
 
@@ -141,7 +119,7 @@ class OpenCVSource(Settings):
     max_frames_per_second: float | None = Field(default=None, gt=0, le=10_000)
 
 
-Source = Annotated[FolderSource | OpenCVSource, Field(discriminator="kind")]
+Source = Annotated[FolderSource | OpenCVSource | AravisSource | GenicamSource, Field(discriminator="kind")]
 
 
 class MqttSection(Settings):
@@ -187,7 +165,7 @@ class HttpSection(Settings):
 
     host: Name = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    names: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+    names: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
     max_upload_mib: float = Field(default=64, gt=0, le=1024)
 
 
@@ -207,7 +185,7 @@ class StationSettings(Settings):
     recipe: RecipeSection = RecipeSection()
     recipes: dict[Name, RecipeSettings] = Field(default_factory=dict)
     trigger: Trigger = TriggerSection()
-    source: Annotated[tuple[Source, ...], BeforeValidator(_as_tuple)] = ()
+    source: Annotated[tuple[Source, ...], BeforeValidator(as_tuple)] = ()
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()
     health: HealthSection = HealthSection()

@@ -36,10 +36,9 @@ from linegate_edge.reload import reload_station
 from linegate_edge.review.app import create_app
 from linegate_edge.review.server import HttpServer
 from linegate_edge.service_manager import ServiceManager
-from linegate_edge.settings import FolderSource, OpenCVSource, StationSettings
-from linegate_edge.sources.camera import Camera, CameraMissingError
-from linegate_edge.sources.folder import FolderCamera
-from linegate_edge.sources.opencv import OpenCVCamera
+from linegate_edge.settings import StationSettings
+from linegate_edge.sources.camera import CameraMissingError
+from linegate_edge.sources.make import make_camera
 from linegate_edge.store import Store, StoreReader
 
 if TYPE_CHECKING:
@@ -102,7 +101,18 @@ class Station:
             self._reader = StoreReader(self._store.path)
             undo.callback(self._reader.close)
             self._reader_lock = threading.Lock()
-            self.cameras = [self._make_camera(source) for source in settings.source]
+            self.cameras = [
+                make_camera(
+                    source,
+                    self.line.submit,
+                    self.metrics,
+                    knows_origin=self._knows_origin,
+                    boot_id=self.boot_id,
+                    next_trigger=lambda: self.line.next_number,
+                    max_pixels=self._max_pixels,
+                )
+                for source in settings.source
+            ]
             self._plc = self._make_plc()
             app = create_app(
                 live=self.live,
@@ -313,11 +323,6 @@ class Station:
             line_stop=lambda: self.live.line_stop,
             alive=lambda: self.line.alive,
         )
-
-    def _make_camera(self, source: FolderSource | OpenCVSource) -> Camera:
-        if isinstance(source, FolderSource):
-            return FolderCamera(source, self.line.submit, self.metrics, self._knows_origin, self._max_pixels)
-        return OpenCVCamera(source, self.line.submit, self.metrics, self._knows_origin, self.boot_id, self._max_pixels)
 
 
 def _is_loopback(host: str) -> bool:

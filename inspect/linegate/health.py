@@ -204,7 +204,7 @@ def _shift(thumbnail: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     if best < _SURE or best - float(fits[top, left]) < _CLEARLY_BETTER:
         return 0.0
     shift = float(np.hypot(x - left, y - top))
-    return shift / max(height, width)
+    return shift / float(max(height, width))
 
 
 def _thumbnail(frame: Frame) -> NDArray[np.uint8]:

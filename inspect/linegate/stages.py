@@ -43,6 +43,7 @@ class Reason(StrEnum):
     WITHIN_BAND = "within_undecided_band"
     IMAGE_EMPTY = "image_empty"
     IMAGE_TRUNCATED = "image_truncated"
+    IMAGE_INCOMPLETE = "image_incomplete"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_FORMAT = "image_format_not_supported"
     IMAGE_TOO_SMALL = "image_too_small"

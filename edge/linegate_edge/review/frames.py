@@ -34,7 +34,7 @@ from linegate_edge.message import utc_now
 from linegate_edge.records import Capture, Recorded
 from linegate_edge.review.answers import FrameAnswer
 from linegate_edge.review.upload import Upload, read_upload
-from linegate_edge.settings import VIEW
+from linegate_edge.setting_types import VIEW
 from linegate_edge.sources.encoded import capture_from_bytes
 
 log = logging.getLogger("linegate.http")

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from linegate.errors import StationError
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Capture, Recorded
-from linegate_edge.settings import VIEW
+from linegate_edge.setting_types import VIEW
 
 log = logging.getLogger("linegate.source")
 
