@@ -40,9 +40,10 @@ def test_every_field_of_a_message_is_documented(name: str) -> None:
 def setting_keys() -> list[str]:
     keys = [f"[[source]] {key}" for source in (FolderSource, OpenCVSource) for key in source.model_fields]
     keys += [f"[recipes.NAME] {key}" for key in RecipeSettings.model_fields if key != "views"]
+    keys.append("[plant_codes] CLASS")
     keys += [f"[recipes.NAME.views.VIEW] {key}" for key in ViewSettings.model_fields]
     for section, field in StationSettings.model_fields.items():
-        if section not in ("source", "recipes"):
+        if section not in ("source", "recipes", "plant_codes"):
             models: tuple[Any, ...] = getattr(field.annotation, "__args__", None) or (field.annotation,)
             keys += [f"[{section}] {key}" for model in models for key in model.model_fields]
     return list(dict.fromkeys(keys))
