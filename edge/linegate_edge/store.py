@@ -70,7 +70,9 @@ class Store:
         try:
             self._db = apsw.Connection(str(self.path))
             self._db.set_busy_timeout(5_000)
-            self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            # One by one: apsw stops at the first row, and would not run what follows a statement that gives one.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                self._db.execute(f"PRAGMA {pragma}").fetchall()
             self._migrate(station_topic)
             self._identity = _identity(self.path)
             row = _one(self._db, "SELECT coalesce(max(sequence), 0) FROM verdict")
