@@ -44,9 +44,10 @@ SOURCES = (FolderSource, OpenCVSource, AravisSource, GenicamSource)
 def setting_keys() -> list[str]:
     keys = [f"[[source]] {key}" for source in SOURCES for key in source.model_fields]
     keys += [f"[recipes.NAME] {key}" for key in RecipeSettings.model_fields if key != "views"]
+    keys.append("[plant_codes] CLASS")
     keys += [f"[recipes.NAME.views.VIEW] {key}" for key in ViewSettings.model_fields]
     for section, field in StationSettings.model_fields.items():
-        if section not in ("source", "recipes"):
+        if section not in ("source", "recipes", "plant_codes"):
             models: tuple[Any, ...] = getattr(field.annotation, "__args__", None) or (field.annotation,)
             keys += [f"[{section}] {key}" for model in models for key in model.model_fields]
     return list(dict.fromkeys(keys))

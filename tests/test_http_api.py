@@ -742,6 +742,7 @@ def test_openapi_describes_every_route_and_the_interactive_pages_are_off(client:
         "/live/events",
         "/live/state",
         "/live/last.jpg",
+        "/verdicts",
         "/verdicts/{verdict_id}",
         "/evidence/{name}",
         "/metrics",

@@ -41,7 +41,10 @@ def test_relative_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) ->
         ("[mqtt]\nport = 70000\n", "key 'mqtt.port'"),
         ("[evidence]\npassed_share = 1.5\n", "key 'evidence.passed_share'"),
         ("[recipe]\nthreshold = nan\n", "key 'recipe.threshold'"),
-        ('[[source]]\nkind = "usb"\n', "key 'source.0.kind': expected one of 'folder', 'opencv', got 'usb'"),
+        (
+            '[[source]]\nkind = "usb"\n',
+            "key 'source.0.kind': expected one of 'folder', 'opencv', 'aravis', 'genicam', got 'usb'",
+        ),
         ('[[source]]\npath = "x"\n', "key 'source.0.kind' is missing"),
         ("[evidence]\nmax_gib = inf\n", "key 'evidence.max_gib'"),
         ("[evidence]\nretention_days = 1000000\n", "key 'evidence.retention_days'"),

@@ -120,6 +120,13 @@ def test_commits_are_durable_and_written_ahead(tmp_path: Path) -> None:
     assert tuple(int(part) for part in apsw.sqlite_lib_version().split(".")) >= (3, 51, 3), "no WAL reset defect"
 
 
+def test_no_row_may_name_a_verdict_that_is_not_there(tmp_path: Path) -> None:
+    store = Store(tmp_path, TOPIC)
+    for query in ("INSERT INTO outbox VALUES (7)", "INSERT INTO frame_origin VALUES ('folder:a', 7)"):
+        with pytest.raises(apsw.ConstraintError, match="FOREIGN KEY"):
+            store._db.execute(query)
+
+
 def _commit_and_die(folder: str, count: int) -> None:
     store = Store(Path(folder), TOPIC)
     for number in range(count):

@@ -1,4 +1,4 @@
-"""`linegate bench line`, `latency` and `memory`: their options.
+"""`linegate bench line`, `latency`, `memory` and `store`: their options.
 
 Rules kept here: nothing heavy is imported before a command is chosen.
 """
@@ -46,6 +46,16 @@ def register_benchmarks(commands: Any) -> None:
     _add_load(memory, parts=200_000)
     memory.set_defaults(run=_memory)
 
+    store = bench_commands(commands).add_parser(
+        "store",
+        help="queries and commits in a store that has grown",
+        description="Fill a store and time verdicts by serial, pages of the read API and commits, at each power of ten.",
+    )
+    store.add_argument("--rows", type=count, default=1_000_000, metavar="N", help="verdicts in the end (default: 1000000)")
+    store.add_argument("--folder", type=Path, metavar="DIR", help="the disk to measure (default: that of temporary files)")
+    store.add_argument("--json", action="store_true", help="print one JSON object in the last line")
+    store.set_defaults(run=_store)
+
 
 def _add_load(parser: argparse.ArgumentParser, *, parts: int) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="PACKAGE", help="the model package")
@@ -89,3 +99,10 @@ def _memory(arguments: argparse.Namespace) -> int:
     from linegate_edge.bench_memory import run_bench_memory
 
     return run_bench_memory(_load(arguments), parts=arguments.parts, as_json=arguments.json)
+
+
+def _store(arguments: argparse.Namespace) -> int:
+    from linegate_edge.bench_store import run_bench_store
+
+    log_to_stderr(logging.WARNING)
+    return run_bench_store(rows=arguments.rows, folder=arguments.folder, as_json=arguments.json)

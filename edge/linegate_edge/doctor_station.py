@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from linegate.errors import PackageError, ProviderError
+from linegate.errors import PackageError, ProviderError, SettingsError
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate_edge.doctor import guarded
 from linegate_edge.doctor_broker import broker_findings
 from linegate_edge.doctor_disk import disk_findings
 from linegate_edge.findings import Finding, fail, ok, warn
+from linegate_edge.plant_codes import check_plant_codes
 from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.settings import FolderSource, HttpSection, OpenCVSource, StationSettings
 from linegate_edge.store import LOCK_FILE
@@ -64,17 +65,27 @@ def is_running(store: Path) -> bool:
 
 
 def package_findings(settings: StationSettings) -> Iterator[Finding]:
-    """Yield whether each model package is whole, and computes here what it did where it was made."""
+    """Yield whether each model package is whole and computes here what it did where it was made, and finds what has codes."""
     packages = dict.fromkeys(view.package for recipe in settings.all_recipes.values() for view in recipe.views.values())
+    classes: set[str] = set()
+    whole = True
     for location in packages:
         try:
             package = ModelPackage.load(location)
             inspector = Inspector(package, settings.model.provider, settings.model.threads_per_worker)
         except (PackageError, ProviderError) as error:
             yield fail("package", str(error), "copy the package anew, or choose another [model] provider")
+            whole = False
             continue
+        classes.update(package.manifest.labels[1:])
         what = f"{package.reference} is whole, and proved on {inspector.provider}"
         yield ok("package", f"{what}: scores differ by {inspector.parity_difference:.2g} at most")
+    if whole and settings.plant_codes:
+        try:
+            check_plant_codes(settings.plant_codes, classes)
+            yield ok("plant codes", f"for {len(settings.plant_codes)} of {len(classes)} defect classes that the packages find")
+        except SettingsError as error:
+            yield fail("plant codes", str(error), "write the class as the package's card does")
 
 
 def file_findings(settings: StationSettings) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate.stages import Part
 from linegate_edge.message import MessageProvenance
+from linegate_edge.plant_codes import check_plant_codes
 from linegate_edge.settings import ModelSection, RecipeSettings, StationSettings, ViewSettings
 
 
@@ -70,7 +71,7 @@ class RecipeBook:
 
     Raises:
         PackageError, ProviderError: a package cannot be used here.
-        SettingsError: a recipe does not fit its packages.
+        SettingsError: a recipe, or a plant code, does not fit the packages.
     """
 
     def __init__(self, settings: StationSettings, kept: RecipeBook | None = None) -> None:
@@ -80,6 +81,8 @@ class RecipeBook:
         recipes = settings.all_recipes
         self._recipes = {name: self._load(name, recipe, settings.model) for name, recipe in recipes.items()}
         self._kept = None
+        classes = {name for known in self.inspectors for name in known.package.manifest.labels[1:]}
+        check_plant_codes(settings.plant_codes, classes)
         self._by_type = {kind: recipe for recipe in self._recipes.values() for kind in recipe.part_types}
         self._active = next((name for name, recipe in recipes.items() if recipe.default), next(iter(recipes)))
 

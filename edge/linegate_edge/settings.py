@@ -189,6 +189,7 @@ class StationSettings(Settings):
     mqtt: MqttSection = MqttSection()
     evidence: EvidenceSection = EvidenceSection()
     health: HealthSection = HealthSection()
+    plant_codes: dict[Name, Name] = Field(default_factory=dict)
     http: HttpSection = HttpSection()
     limits: LimitsSection = LimitsSection()
 

@@ -84,7 +84,7 @@ class Station:
                 self.metrics,
                 workers=settings.model.workers or os.cpu_count() or 1,
                 on_commit=self._wake_publisher,
-                plant_codes={},
+                plant_codes=settings.plant_codes,
                 trigger_cameras=self._trigger_cameras,
             )
             self.operate = Operate(self.line, self._store)
@@ -213,6 +213,7 @@ class Station:
         """
         self.book.reload(settings)
         self.line.health.use(settings.health)
+        self.line.writer.plant_codes = settings.plant_codes
         self._evidence.settings = settings.evidence
         self.settings = settings
 

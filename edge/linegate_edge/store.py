@@ -25,64 +25,11 @@ from linegate.errors import StoreError
 from linegate.stages import Part
 from linegate_edge.changes import Changes, LateFrame, NewVerdict, OpenTrigger
 from linegate_edge.records import Recorded
+from linegate_edge.schema import MIGRATIONS
+from linegate_edge.selection import SPANS, Selection, page_query
 
 DATABASE_FILE: Final = "linegate.sqlite3"
 LOCK_FILE: Final = "lock"
-
-# Each entry moves the schema one version on; its number is written in the same transaction.
-_MIGRATIONS: Final = (
-    """
-    CREATE TABLE station (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE verdict (
-        sequence INTEGER PRIMARY KEY,
-        verdict_id TEXT NOT NULL UNIQUE,
-        origin TEXT UNIQUE,
-        serial TEXT NOT NULL,
-        decision TEXT NOT NULL,
-        decided_at TEXT NOT NULL,
-        message TEXT NOT NULL
-    );
-    CREATE INDEX verdict_by_serial ON verdict (serial);
-    CREATE TABLE outbox (sequence INTEGER PRIMARY KEY REFERENCES verdict (sequence));
-    CREATE TABLE evidence (
-        sequence INTEGER NOT NULL REFERENCES verdict (sequence),
-        sha256 TEXT NOT NULL,
-        name TEXT NOT NULL,
-        media_type TEXT NOT NULL,
-        size_bytes INTEGER NOT NULL,
-        decision TEXT NOT NULL,
-        stored_at TEXT NOT NULL,
-        PRIMARY KEY (sequence, sha256)
-    ) WITHOUT ROWID;
-    CREATE INDEX evidence_by_age ON evidence (decision, sequence);
-    CREATE INDEX evidence_by_name ON evidence (name);
-    """,
-    """
-    CREATE TABLE open_trigger (
-        verdict_id TEXT PRIMARY KEY,
-        origin TEXT UNIQUE,
-        part TEXT NOT NULL,
-        triggered_at TEXT NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE late_frame (
-        sequence INTEGER REFERENCES verdict (sequence),
-        verdict_id TEXT,
-        view TEXT NOT NULL,
-        camera TEXT NOT NULL,
-        frame_id TEXT NOT NULL,
-        captured_at TEXT NOT NULL,
-        arrived_at TEXT NOT NULL,
-        detail TEXT NOT NULL,
-        origin TEXT
-    );
-    CREATE INDEX late_frame_by_verdict ON late_frame (verdict_id);
-    CREATE INDEX late_frame_by_origin ON late_frame (origin) WHERE origin IS NOT NULL;
-    CREATE TABLE frame_origin (
-        origin TEXT PRIMARY KEY,
-        sequence INTEGER NOT NULL REFERENCES verdict (sequence)
-    ) WITHOUT ROWID;
-    """,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +70,9 @@ class Store:
         try:
             self._db = apsw.Connection(str(self.path))
             self._db.set_busy_timeout(5_000)
-            self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            # One by one: apsw stops at the first row, and would not run what follows a statement that gives one.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                self._db.execute(f"PRAGMA {pragma}").fetchall()
             self._migrate(station_topic)
             self._identity = _identity(self.path)
             row = _one(self._db, "SELECT coalesce(max(sequence), 0) FROM verdict")
@@ -137,10 +86,10 @@ class Store:
     def _migrate(self, station_topic: str) -> None:
         with self._transaction():
             version = _one(self._db, "PRAGMA user_version")[0]
-            if version > len(_MIGRATIONS):
-                text = f"schema version {version}, this Linegate knows {len(_MIGRATIONS)}: update Linegate"
+            if version > len(MIGRATIONS):
+                text = f"schema version {version}, this Linegate knows {len(MIGRATIONS)}: update Linegate"
                 raise StoreError(f"{self.path}: {text}")
-            for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+            for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
                 self._db.execute(f"{script}; PRAGMA user_version={number}")
             self._db.execute("INSERT OR IGNORE INTO station VALUES ('topic', ?)", (station_topic,))
             owner = _one(self._db, "SELECT value FROM station WHERE key = 'topic'")[0]
@@ -256,6 +205,10 @@ class Store:
         """Say whether a verdict has this evidence file."""
         return bool(list(self._db.execute("SELECT 1 FROM evidence WHERE name = ? LIMIT 1", (name,))))
 
+    def widen_cache(self, kibibytes: int) -> None:
+        """Keep so much of the file in memory, for one who writes many rows at once."""
+        self._db.execute(f"PRAGMA cache_size=-{kibibytes:d}")
+
     def close(self) -> None:
         """Close the store and let another station have it."""
         self._db.close()
@@ -324,6 +277,19 @@ class StoreReader:
         rows = self._rows("SELECT message FROM verdict WHERE verdict_id = ?", verdict_id)
         return json.loads(rows[0][0]) if rows else None
 
+    def page(self, selection: Selection, *, newest_first: bool, after: int | None, limit: int) -> list[tuple[int, str]]:
+        """Return sequence and message JSON of up to `limit` verdicts of a selection, from the sequence number `after` on.
+
+        `after` itself is not among them; None begins at the newest or the oldest.
+        """
+        blocks = None
+        if any(selection.times):
+            blocks = self._rows(SPANS, *selection.times)[0]
+            if blocks[0] is None:
+                return []
+        sql, values = page_query(selection, blocks, newest_first=newest_first, after=after, limit=limit)
+        return self._rows(sql, *values)
+
     def evidence(self, name: str) -> str | None:
         """Return the media type of an evidence file, or None where the store does not know it."""
         rows = self._rows("SELECT media_type FROM evidence WHERE name = ? LIMIT 1", name)
@@ -359,7 +325,7 @@ class StoreReader:
         """Close the connection."""
         self._db.close()
 
-    def _rows(self, query: str, *values: int | str) -> list[Any]:
+    def _rows(self, query: str, *values: int | str | None) -> list[Any]:
         try:
             return list(self._db.execute(query, values))
         except apsw.Error as error:

@@ -44,6 +44,13 @@ class FrameAnswer(_Answer):
     repeated: bool
 
 
+class VerdictPage(_Answer):
+    """A page of verdicts; `next` is the cursor of the page after it, null where there is none."""
+
+    items: tuple[VerdictMessage, ...]
+    next: str | None
+
+
 class BrokerAnswer(_Answer):
     """What the publisher knows of its broker; `text` is one line for people."""
 

@@ -36,6 +36,7 @@ from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer,
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
+from linegate_edge.review.records import VerdictQuery, add_verdict_pages
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
@@ -86,6 +87,7 @@ def create_app(
     _add_error_handlers(app)
     _add_frames(app, intake, max_upload_bytes)
     _add_live(app, feed, stopping)
+    add_verdict_pages(app, store_path)
     _add_records(app, store_path, evidence)
     _add_health(app, line, metrics, ready)
     _add_page(app)
@@ -286,7 +288,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(422, "; ".join(_describe(detail) for detail in error.errors()))
+        known = (VerdictQuery if request.url.path == "/verdicts" else FrameFields).model_fields
+        return answer(422, "; ".join(_describe(detail, known) for detail in error.errors()))
 
     async def on_linegate_error(request: Request, error: Exception) -> Response:
         return answer(503, str(error))
@@ -296,10 +299,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(LinegateError, on_linegate_error)
 
 
-def _describe(detail: dict[str, Any]) -> str:
+def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     place, *steps = (str(step) for step in detail["loc"])
     name = ".".join(steps) or place
     if detail["type"] == "extra_forbidden":
-        return f"unknown parameter '{name[:64]}': known are {', '.join(FrameFields.model_fields)}"
+        return f"unknown parameter '{name[:64]}': known are {', '.join(known)}"
     message = str(detail["msg"])
     return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
