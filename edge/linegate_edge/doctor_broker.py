@@ -8,8 +8,9 @@ said once more, without being retained, and so nothing changes.
 from __future__ import annotations
 
 import socket
+import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,21 +18,18 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from linegate.errors import SettingsError
 from linegate_edge.findings import Finding, fail, ok, warn
 from linegate_edge.message import topics
+from linegate_edge.publish import credentials
 from linegate_edge.settings import MqttSection
+from linegate_edge.tls import explain, make_context, words_for, words_for_refusal
 
 _RETAINED_S: Final = 0.3
 
 
-def broker_findings(
-    settings: MqttSection,
-    station_topic: str,
-    *,
-    running: bool,
-    prepare: Callable[[mqtt.Client], None] = lambda client: None,
-) -> Iterator[Finding]:
-    """Yield what was found of a station's broker; `prepare` may set up TLS on the client before it connects."""
+def broker_findings(settings: MqttSection, station_topic: str, *, running: bool) -> Iterator[Finding]:
+    """Yield what was found of a station's broker."""
     where = f"{settings.host}:{settings.port}"
     try:
         socket.create_connection((settings.host, settings.port), settings.connect_timeout_s).close()
@@ -39,14 +37,15 @@ def broker_findings(
         reason = error.strerror or str(error)
         yield fail("broker", f"{where} cannot be reached: {reason}", "check [mqtt] host and port, the broker and the firewall")
         return
-    password = None
-    if settings.password_file is not None:
-        try:
-            password = settings.password_file.read_text(encoding="utf-8").strip()
-        except OSError:
-            return  # told already, among the files
-    visit = _Visit(settings, password, station_topic)
-    prepare(visit.client)
+    try:
+        username, password = credentials(settings)
+        context = make_context(settings)
+    except SettingsError as error:
+        yield fail("broker", str(error), "mend the file, or name another")
+        return
+    visit = _Visit(settings, username, password, station_topic)
+    if context is not None:
+        visit.client.tls_set_context(context)
     refusal = visit.connect()
     if refusal is not None:
         yield fail("broker", f"{where} refuses: {refusal}", "check [mqtt] username and password_file, and the broker's log")
@@ -77,7 +76,7 @@ def _judge_right(code: ReasonCode | None, role: dict[str, str], *, is_v5: bool) 
 class _Visit:
     """One connection to the broker, under a name that no station has."""
 
-    def __init__(self, settings: MqttSection, password: str | None, station_topic: str) -> None:
+    def __init__(self, settings: MqttSection, username: str | None, password: str | None, station_topic: str) -> None:
         self.topics = topics(station_topic)
         self._settings, self._is_v5 = settings, settings.protocol == "5"
         self.client = mqtt.Client(
@@ -87,8 +86,8 @@ class _Visit:
             reconnect_on_failure=False,
         )
         self.client.connect_timeout = settings.connect_timeout_s
-        if settings.username is not None:
-            self.client.username_pw_set(settings.username, password)
+        if username is not None:
+            self.client.username_pw_set(username, password)
         self._heard: dict[str, ReasonCode] = {}
         self._state = b""
         self.client.on_connect = lambda _client, _data, _flags, code, _properties: self._hear("connect", code)
@@ -102,10 +101,14 @@ class _Visit:
         clean: dict[str, Any] = {"clean_start": True} if self._is_v5 else {}
         try:
             self.client.connect(self._settings.host, self._settings.port, keepalive=self._settings.keepalive_s, **clean)
+        except ssl.SSLCertVerificationError as error:
+            return words_for_refusal(error, self._settings.host)
         except OSError as error:
-            return error.strerror or str(error)
+            return words_for(str(error)) or error.strerror or str(error)
         code = self._wait_for("connect")
         if code is None:
+            if (words := explain(self._settings)) is not None:
+                return words
             code = self._heard.get("disconnect")
             return f"it said nothing for {self._settings.connect_timeout_s:g} s" if code is None else str(code)
         return str(code) if code.is_failure else None

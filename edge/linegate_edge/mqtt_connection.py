@@ -17,6 +17,7 @@ import logging
 import math
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +30,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from linegate.errors import SettingsError
 from linegate_edge.live import Live
 from linegate_edge.message import SCHEMA_VERSION, StateMessage, topics, utc_now, with_published
 from linegate_edge.metrics import Metrics
 from linegate_edge.settings import MqttSection
 from linegate_edge.store import StoreReader
+from linegate_edge.tls import explain, fingerprint, make_context, words_for, words_for_refusal
 
 log = logging.getLogger("linegate.publish")
 TICK_S: Final = 0.5
@@ -41,6 +44,7 @@ FAREWELL_S: Final = 3.0
 """How long a stopping station waits for the acknowledgements that are due."""
 _STATE_EVERY_S: Final = 10.0
 _PROBE_EVERY_S: Final = 2.0
+_FILES_EVERY_S: Final = 1.0
 _ACKNOWLEDGED_KEPT: Final = 4096
 
 
@@ -50,6 +54,7 @@ class Link:
 
     settings: MqttSection
     station_topic: str
+    username: str | None
     password: str | None
     acknowledge: Callable[[Sequence[int]], None]
     puback: Callable[[int], None]
@@ -106,9 +111,12 @@ class Connection:
         self._held = False
         self._ended: str | None = None
         self._accepted = False
+        self._logged = ""
+        self._refused: str | None = None  # some brokers break the connection off soon after
         self._state_sent_at = 0.0
         self._state_key: object = None
         self._settling: dict[int, float] = {}  # sequence: when it was acknowledged
+        self._files, self._files_looked_at = fingerprint(self._settings), time.monotonic()
         self._client = self._make_client()
         self._properties = _publish_properties() if self._is_v5 else None
 
@@ -121,8 +129,12 @@ class Connection:
         )
         client.connect_timeout = self._settings.connect_timeout_s
         client.max_inflight_messages_set(self._window + 8)  # 8 for state messages; before connecting, or it is not heeded
-        if self._settings.username is not None:
-            client.username_pw_set(self._settings.username, self._link.password)
+        if self._link.username is not None:
+            client.username_pw_set(self._link.username, self._link.password)
+        context = make_context(self._settings)
+        if context is not None:
+            client.tls_set_context(context)
+            client.on_log = self._on_log
         lost = self._link.state("lost").model_dump_json()
         client.will_set(self._topics["state"], lost, qos=1, retain=True)
         client.on_connect = self._on_connect
@@ -143,13 +155,17 @@ class Connection:
         clean: dict[str, Any] = {"clean_start": True} if self._is_v5 else {}
         try:
             self._client.connect(settings.host, settings.port, keepalive=settings.keepalive_s, **clean)
+        except ssl.SSLCertVerificationError as error:
+            raise DisconnectedError(words_for_refusal(error, settings.host)) from error
         except OSError as error:
-            raise DisconnectedError(f"cannot be reached ({error.strerror or error}): check [mqtt] host and port") from error
+            words = words_for(str(error)) or f"cannot be reached ({error.strerror or error}): check [mqtt] host and port"
+            raise DisconnectedError(words) from error
         self._loop.socket = self._client.socket()
         deadline = time.monotonic() + settings.connect_timeout_s
         while not self._accepted:
             if self._ended is not None or self._loop.ending:
-                raise DisconnectedError(self._ended or "the station stops")
+                known = words_for(self._logged) is not None or self._loop.ending
+                raise DisconnectedError((None if known else explain(settings)) or self._ended or "the station stops")
             if time.monotonic() > deadline:
                 raise DisconnectedError(f"took the connection and said nothing for {settings.connect_timeout_s:g} s")
             self._exchange(0.1)
@@ -169,6 +185,7 @@ class Connection:
             now = time.monotonic()
             self._fill(now)
             self._send_state_when_due(now)
+            self._watch_files(now)
             if self._loop.stopping.is_set():
                 stop_at = stop_at or now + FAREWELL_S
                 if not self._inflight or now > stop_at:
@@ -178,6 +195,26 @@ class Connection:
             self._exchange(0.05 if self._loop.stopping.is_set() else TICK_S)
             if self._ended is not None:
                 raise DisconnectedError(self._ended)
+
+    def _watch_files(self, now: float) -> None:
+        """End the connection when its certificates were replaced by others that can be used.
+
+        Raises:
+            DisconnectedError: they were; the next connection uses them.
+        """
+        if now - self._files_looked_at < _FILES_EVERY_S:
+            return
+        self._files_looked_at = now
+        files = fingerprint(self._settings)
+        if files == self._files:
+            return
+        self._files = files
+        try:
+            make_context(self._settings)
+        except SettingsError as error:  # half of them may be written by now: look again when the rest has come
+            log.warning("new certificates cannot be used, the connection goes on with the old ones: %s", error)
+            return
+        raise DisconnectedError("is connected to anew, with the new certificates")
 
     def close(self) -> None:
         """Say goodbye where the station stops, and let the connection go."""
@@ -241,6 +278,8 @@ class Connection:
         if connection is None:
             self._ended = self._ended or "closed the connection"
             return
+        if isinstance(connection, ssl.SSLSocket) and connection.pending():
+            timeout_s = 0.0  # what TLS has decrypted already, the kernel does not tell of
         poll = select.poll()
         poll.register(connection, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
         poll.register(self._loop.wake_reader, select.POLLIN)
@@ -250,6 +289,9 @@ class Connection:
                 self._loop.wake_reader.recv(4096)
         event = events.get(connection.fileno(), 0)
         if event & (select.POLLIN | select.POLLERR | select.POLLHUP):
+            self._client.loop_read()
+        # paho's own types know no TLS socket, so its identity is compared and not narrowed.
+        while isinstance(connection, ssl.SSLSocket) and id(self._client.socket()) == id(connection) and connection.pending():
             self._client.loop_read()
         if event & select.POLLOUT:
             self._client.loop_write()
@@ -295,6 +337,8 @@ class Connection:
     def _on_publish(self, _client: Any, _data: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
         entry = self._inflight.pop(mid, None)
         if entry is None:  # a state message
+            if code.is_failure:
+                self._refused = f"refused the state message ({code}): check the broker's access rules"
             return
         sequence, sent_at = entry
         self._oldest_sent = time.monotonic()
@@ -315,11 +359,17 @@ class Connection:
             self._link.metrics.no_subscriber.set(1)
         else:
             text = f"refused a verdict ({code}): check the broker's access rules"
+            self._refused = text
             log.warning("broker: %s", text)
             self._link.live.set_broker(True, text)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
-        self._ended = self._ended or f"the connection is lost ({code})"
+        self._ended = self._ended or words_for(self._logged) or self._refused or f"the connection is lost ({code})"
+
+    def _on_log(self, _client: Any, _data: Any, level: int, text: str) -> None:
+        # paho swallows what TLS says of a broken connection; its log has it.
+        if level == mqtt.MQTT_LOG_ERR:
+            self._logged += f"{text}\n"
 
 
 def _publish_properties() -> Properties:

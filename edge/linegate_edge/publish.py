@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import socket
 import threading
@@ -17,17 +18,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from linegate.errors import SettingsError, StoreError
+from linegate.errors import LinegateError, SettingsError
 from linegate_edge.live import Live
 from linegate_edge.message import StateMessage
 from linegate_edge.metrics import Metrics
 from linegate_edge.mqtt_connection import FAREWELL_S, TICK_S, Connection, DisconnectedError, Link, LoopState
 from linegate_edge.settings import MqttSection
 from linegate_edge.store import StoreReader
+from linegate_edge.tls import make_context
 
 log = logging.getLogger("linegate.publish")
 _BACKOFF_FIRST_S: Final = 0.5
 _HANG_MARGIN_S: Final = 15.0
+_USERNAME: Final = "LINEGATE_MQTT_USERNAME"
+_PASSWORD: Final = "LINEGATE_MQTT_PASSWORD"
 
 
 class Publisher:
@@ -50,8 +54,9 @@ class Publisher:
     ) -> None:
         self.on_puback: Callable[[int], None] = _ignore
         """Told the sequence number of each verdict that the broker has acknowledged, from the loop's thread."""
-        password = _read_password(settings)
-        self._link = Link(settings, station_topic, password, acknowledge, self._puback, state, live, metrics)
+        make_context(settings)  # files that cannot be used are told before anything starts
+        username, password = credentials(settings)
+        self._link = Link(settings, station_topic, username, password, acknowledge, self._puback, state, live, metrics)
         self._store_path = store_path
         self._stopping = threading.Event()
         self._loop = self._make_loop()
@@ -131,7 +136,7 @@ class _Loop(threading.Thread):
                             connection.serve()
                         finally:
                             connection.close()
-                except (DisconnectedError, StoreError, OSError, ValueError) as error:
+                except (DisconnectedError, LinegateError, OSError, ValueError) as error:
                     self._report(str(error) or type(error).__name__)
                 if not self.state.ending:
                     # Full jitter (Brooker, "Exponential Backoff and Jitter", 2015): stations do not come back in step.
@@ -162,10 +167,16 @@ class _Loop(threading.Thread):
 def _ignore(_: int) -> None: ...
 
 
-def _read_password(settings: MqttSection) -> str | None:
+def credentials(settings: MqttSection) -> tuple[str | None, str | None]:
+    """Return user name and password: from the settings, or from the environment where they name none.
+
+    Raises:
+        SettingsError: the password file cannot be read.
+    """
+    username = settings.username or os.environ.get(_USERNAME) or None
     if settings.password_file is None:
-        return None
+        return username, os.environ.get(_PASSWORD) or None
     try:
-        return settings.password_file.read_text(encoding="utf-8").strip()
+        return username, settings.password_file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise SettingsError(f"[mqtt] password_file {settings.password_file}: cannot be read: {error.strerror}") from error

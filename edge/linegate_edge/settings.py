@@ -130,12 +130,24 @@ class MqttSection(Settings):
     protocol: Literal["5", "3.1.1"] = "5"
     username: str | None = None
     password_file: FilePath | None = None
+    tls: bool = False
+    ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
     keepalive_s: int = Field(default=15, ge=2, le=3600)
     connect_timeout_s: float = Field(default=5.0, gt=0, le=120)
     ack_timeout_s: float = Field(default=20.0, gt=0, le=600)
     settle_s: float = Field(default=2.0, ge=0, le=3600)
     max_inflight: int = Field(default=64, ge=1, le=1000)
     backoff_max_s: float = Field(default=30.0, gt=0, le=3600)
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if not self.tls and (self.ca_file or self.cert_file or self.key_file):
+            raise ValueError("ca_file, cert_file and key_file are for TLS: set tls = true")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together: give both, or neither")
+        return self
 
 
 class EvidenceSection(Settings):
