@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from linegate import errors
 from linegate.stages import Reason
+from linegate_edge.commands import COMMANDS, Answer, AnswerReason, Confirmation
 from linegate_edge.message import StateMessage, VerdictMessage, topics
 from linegate_edge.metrics import Metrics
+from linegate_edge.review.commands import STATUS
 from linegate_edge.settings import FolderSource, OpenCVSource, RecipeSettings, StationSettings, ViewSettings
 from linegate_edge.source_settings import AravisSource, GenicamSource
 
@@ -66,6 +68,24 @@ def test_no_setting_is_documented_that_is_not_there() -> None:
 @pytest.mark.parametrize("family", sorted(family.name for family in Metrics().registry.collect()))
 def test_every_metric_is_documented(family: str) -> None:
     assert re.search(rf"`{family}(_total)?[`{{]", EDGE)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*COMMANDS, *(name for model in (*COMMANDS.values(), Answer) for name in model.model_fields)})
+)
+def test_every_command_and_every_field_of_commands_and_answers_is_documented(name: str) -> None:
+    section = EDGE.partition("\n### Commands\n")[2].partition("\n### ")[0]
+    assert f"`{name}`" in section
+
+
+@pytest.mark.parametrize("name", leaf_fields(Confirmation))
+def test_every_field_of_a_confirmation_is_documented(name: str) -> None:
+    assert f"`{name}`" in EDGE
+
+
+@pytest.mark.parametrize("reason", list(AnswerReason))
+def test_every_reason_of_an_answer_is_documented_with_its_http_status(reason: AnswerReason) -> None:
+    assert f"\n| `{reason}` | {STATUS[reason]} |" in EDGE
 
 
 @pytest.mark.parametrize("reason", list(Reason))

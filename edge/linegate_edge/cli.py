@@ -45,6 +45,14 @@ def register(commands: Any) -> None:
     check.add_argument("--json", action="store_true", help="print one JSON object a line")
     check.set_defaults(run=_station_check)
 
+    contract = station_commands(commands).add_parser(
+        "contract",
+        help="the messages and topics as JSON Schema and AsyncAPI",
+        description="Print the AsyncAPI document, or write it and a JSON Schema for each message into a folder.",
+    )
+    contract.add_argument("--out", type=Path, metavar="DIR", help="folder to write the documents into")
+    contract.set_defaults(run=_contract)
+
     demo = commands.add_parser(
         "demo",
         help="watch real photographs being judged, on this machine alone",
@@ -125,6 +133,17 @@ def _soak(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         as_json=arguments.json,
     )
+
+
+def _contract(arguments: argparse.Namespace) -> int:
+    from linegate_edge.contract import ASYNCAPI_FILE, documents, write_documents
+
+    if arguments.out is None:
+        print(documents()[ASYNCAPI_FILE], end="")
+        return 0
+    for path in write_documents(arguments.out):
+        print(path)
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -63,6 +63,7 @@ class Line:
         on_commit: Callable[[], None],
         plant_codes: Mapping[str, str],
         trigger_cameras: TriggerCameras = lambda _recipe, _key: [],
+        on_replay: Callable[[int, int], None] = lambda _first, _last: None,
     ) -> None:
         self.book = book
         self.mode: Mode = "production"
@@ -82,6 +83,7 @@ class Line:
             behind=lambda: self.workers.waiting > 0,
             on_commit=on_commit,
             plant_codes=plant_codes,
+            on_replay=on_replay,
         )
         self._archive = Archive(evidence, metrics, self.writer.put)
         self.health = FrameHealth(settings.health, store.value(KEPT_REFERENCES), self._keep_references)

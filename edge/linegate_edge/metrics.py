@@ -34,6 +34,12 @@ class Metrics:
             "linegate_broker_connections", "Connections made to the broker", registry=self.registry
         )
         self.broker_connected = Gauge("linegate_broker_connected", "1 while the broker is connected", registry=self.registry)
+        self.unconfirmed = Gauge(
+            "linegate_unconfirmed", "Verdicts that the broker has and the MES has not confirmed", registry=self.registry
+        )
+        self.commands = Counter(
+            "linegate_commands", "Commands answered, by reason", ["command", "reason"], registry=self.registry
+        )
         self.no_subscriber = Gauge("linegate_no_subscriber", "1 while nobody subscribes to verdicts", registry=self.registry)
         self.outbox_pending = Gauge(
             "linegate_outbox_pending", "Verdicts stored and not yet acknowledged", registry=self.registry

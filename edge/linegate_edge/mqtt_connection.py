@@ -2,7 +2,8 @@
 
 Rules kept here: verdicts go in sequence order, and one is done only by a PUBACK whose reason code is success; "no matching
 subscribers" is no success, for nobody heard it, so the head of the outbox is then tried again and again as a probe. A
-connection is used once: what was not acknowledged is sent again by the next one, with the same verdict id.
+connection is used once: what was not acknowledged is sent again by the next one, with the same verdict id. Which verdict
+goes next, and when one is done, is left to `delivery`; commands and answers to `mqtt_commands`.
 
 The loop is ours and not paho's, for one thread then reads, writes and hears callbacks: no lock is held across a call, and
 a watchdog can tell a loop that hangs from one that has nothing to do. When to connect again is left to `publish`.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import math
 import select
@@ -31,9 +31,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from linegate.errors import SettingsError
+from linegate_edge.delivery import Delivery, Kept
 from linegate_edge.live import Live
 from linegate_edge.message import SCHEMA_VERSION, StateMessage, topics, utc_now, with_published
 from linegate_edge.metrics import Metrics
+from linegate_edge.mqtt_commands import MOST_ANSWERS_IN_FLIGHT, CommandBox, CommandChannel
 from linegate_edge.settings import MqttSection
 from linegate_edge.store import StoreReader
 from linegate_edge.tls import explain, fingerprint, make_context, words_for, words_for_refusal
@@ -45,7 +47,6 @@ FAREWELL_S: Final = 3.0
 _STATE_EVERY_S: Final = 10.0
 _PROBE_EVERY_S: Final = 2.0
 _FILES_EVERY_S: Final = 1.0
-_ACKNOWLEDGED_KEPT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +62,19 @@ class Link:
     state: Callable[[Literal["online", "stopped", "lost"]], StateMessage]
     live: Live
     metrics: Metrics
+    box: CommandBox
 
 
 @dataclass(slots=True)
 class LoopState:
-    """What outlives a connection in the loop that makes them; `heartbeat` is when the loop was last seen to turn.
-
-    `acknowledged` are sequence numbers that may still stand in the outbox: the writer deletes with its next commit.
-    """
+    """What outlives a connection in the loop that makes them; `heartbeat` is when the loop was last seen to turn."""
 
     stopping: threading.Event
     wake_reader: socket.socket
     abandoned: threading.Event = field(default_factory=threading.Event)
     heartbeat: float = field(default_factory=time.monotonic)
     socket: Any = None
-    acknowledged: set[int] = field(default_factory=set)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def ending(self) -> bool:
@@ -99,14 +98,15 @@ class Connection:
     """One connection to the broker, from CONNECT to its end."""
 
     def __init__(self, link: Link, loop: LoopState, reader: StoreReader) -> None:
-        self._link, self._loop, self._reader = link, loop, reader
+        self._link, self._loop = link, loop
         self._settings = link.settings
         self._topics = topics(link.station_topic)
         self._is_v5 = self._settings.protocol == "5"
         self._window = self._settings.max_inflight
         self._inflight: dict[int, tuple[int, float]] = {}  # message id: sequence, when sent
         self._oldest_sent = 0.0
-        self._cursor = 0
+        self._delivery = Delivery(link.settings, loop.kept, reader, link.acknowledge)
+        self._spare = 1
         self._held_until = 0.0
         self._held = False
         self._ended: str | None = None
@@ -115,9 +115,16 @@ class Connection:
         self._refused: str | None = None  # some brokers break the connection off soon after
         self._state_sent_at = 0.0
         self._state_key: object = None
-        self._settling: dict[int, float] = {}  # sequence: when it was acknowledged
         self._files, self._files_looked_at = fingerprint(self._settings), time.monotonic()
         self._client = self._make_client()
+        self._commands = CommandChannel(
+            self._client,
+            link.box,
+            self._topics,
+            link.station_topic,
+            is_v5=self._is_v5,
+            confirming=self._delivery.confirming,
+        )
         self._properties = _publish_properties() if self._is_v5 else None
 
     def _make_client(self) -> mqtt.Client:
@@ -128,7 +135,7 @@ class Connection:
             reconnect_on_failure=False,
         )
         client.connect_timeout = self._settings.connect_timeout_s
-        client.max_inflight_messages_set(self._window + 8)  # 8 for state messages; before connecting, or it is not heeded
+        client.max_inflight_messages_set(self._window + 8)  # 8 for state and answers; before connecting, or it is not heeded
         if self._link.username is not None:
             client.username_pw_set(self._link.username, self._link.password)
         context = make_context(self._settings)
@@ -169,6 +176,7 @@ class Connection:
             if time.monotonic() > deadline:
                 raise DisconnectedError(f"took the connection and said nothing for {settings.connect_timeout_s:g} s")
             self._exchange(0.1)
+        self._commands.begin(max(1, self._spare - 1))
         self._link.metrics.broker_connections.inc()
         self._link.metrics.broker_connected.set(1)
         self._link.live.set_broker(True, f"{settings.host}:{settings.port}")
@@ -183,12 +191,14 @@ class Connection:
         stop_at = 0.0
         while not self._loop.abandoned.is_set():
             now = time.monotonic()
+            self._heed_confirmations()
             self._fill(now)
             self._send_state_when_due(now)
             self._watch_files(now)
+            self._commands.send_due()
             if self._loop.stopping.is_set():
                 stop_at = stop_at or now + FAREWELL_S
-                if not self._inflight or now > stop_at:
+                if (not self._inflight and self._commands.idle) or now > stop_at:
                     return
             if self._inflight and now - self._oldest_sent > self._settings.ack_timeout_s:
                 raise DisconnectedError(f"acknowledged nothing for {self._settings.ack_timeout_s:g} s")
@@ -225,10 +235,11 @@ class Connection:
             with contextlib.suppress(OSError, ValueError, DisconnectedError):
                 while not info.is_published() and self._ended is None and time.monotonic() < deadline:
                     self._exchange(0.05)
-            self._hand_over(math.inf)
+            self._settle(math.inf)
             self._client.disconnect()
             self._link.live.set_broker(False, "the station has stopped")
         self._loop.socket = None
+        self._commands.end()
         connection = self._client.socket()
         if connection is not None:
             connection.close()
@@ -239,17 +250,12 @@ class Connection:
         if self._held:
             if self._inflight or now < self._held_until:
                 return
-            self._cursor = 0  # from the head of the outbox again, one row as a probe
+            self._delivery.rewind()  # from the head of the outbox again, one row as a probe
         room = (1 if self._held else self._window) - len(self._inflight)
         # Half a window at a time: a query a row would cost more than the row.
         if room <= 0 or (not self._held and room < self._window // 2 and self._inflight):
             return
-        for sequence, text in self._reader.outbox_after(
-            self._cursor, room + (len(self._loop.acknowledged) + len(self._settling) if self._held else 0)
-        ):
-            self._cursor = sequence
-            if sequence in self._loop.acknowledged or sequence in self._settling:
-                continue
+        for sequence, text in self._delivery.due(room, self._sequences_inflight, now):
             if not self._inflight:
                 self._oldest_sent = now
             payload = with_published(text, utc_now())
@@ -257,10 +263,18 @@ class Connection:
             if info.rc not in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN):
                 raise DisconnectedError(f"took no message: {mqtt.error_string(info.rc)}")
             self._inflight[info.mid] = sequence, time.monotonic()
-            if len(self._inflight) >= (1 if self._held else self._window):
-                break
         if self._held and not self._inflight:
             self._release()
+
+    @property
+    def _sequences_inflight(self) -> set[int]:
+        return {sequence for sequence, _ in self._inflight.values()}
+
+    def _heed_confirmations(self) -> None:
+        if self._delivery.confirming:
+            while self._link.box.confirmations:
+                self._delivery.confirm(self._link.box.confirmations.popleft(), self._sequences_inflight)
+            self._link.metrics.unconfirmed.set(self._delivery.unconfirmed)
 
     def _send_state_when_due(self, now: float) -> None:
         live = self._link.live
@@ -296,26 +310,11 @@ class Connection:
         if event & select.POLLOUT:
             self._client.loop_write()
         self._client.loop_misc()
-        self._hand_over(time.monotonic() - self._settings.settle_s)
+        self._settle(time.monotonic() - self._settings.settle_s)
 
-    def _hand_over(self, until: float) -> None:
-        """Have those taken out of the outbox that were acknowledged before `until`, on this very connection.
-
-        A broker that crashes may have acknowledged what it had neither passed on nor written down. So an acknowledgement
-        counts once the connection has outlived it for a while; what had no time to settle is sent again by the next one.
-        """
-        in_order = self._settling.items()  # as they were acknowledged, so the first that is too young ends it
-        settled = [sequence for sequence, _ in itertools.takewhile(lambda entry: entry[1] <= until, in_order)]
-        if not settled or self._loop.abandoned.is_set():
-            return
-        for sequence in settled:
-            del self._settling[sequence]
-        self._loop.acknowledged.update(settled)
-        self._link.acknowledge(settled)
-        if len(self._loop.acknowledged) > _ACKNOWLEDGED_KEPT:
-            head = self._reader.outbox_after(0, 1)
-            first = head[0][0] if head else self._cursor + 1
-            self._loop.acknowledged = {number for number in self._loop.acknowledged if number >= first}
+    def _settle(self, until: float) -> None:
+        if not self._loop.abandoned.is_set():
+            self._delivery.settle(until)
 
     def _release(self) -> None:
         self._held = False
@@ -330,20 +329,23 @@ class Connection:
             mend = "check [mqtt] username and password_file" if "uthori" in str(code) or "user name" in str(code) else "ask IT"
             self._ended = f"refuses the login ({code}): {mend}"
             return
-        # MQTT 5, 3.2.2.3.3: the broker says how many unacknowledged messages it takes.
-        self._window = max(1, min(self._window, getattr(properties, "ReceiveMaximum", 65_535) - 1))
+        # MQTT 5, 3.2.2.3.3: the broker says how many unacknowledged messages it takes, state and answers included.
+        most = getattr(properties, "ReceiveMaximum", 65_535)
+        self._spare = max(1, min(MOST_ANSWERS_IN_FLIGHT + 1, most // 4))
+        self._window = max(1, min(self._window, most - self._spare))
         self._accepted = True
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
         entry = self._inflight.pop(mid, None)
-        if entry is None:  # a state message
-            if code.is_failure:
-                self._refused = f"refused the state message ({code}): check the broker's access rules"
+        if entry is None:  # an answer or a state message
+            if code.is_failure and code.value != 0x10:
+                self._refused = f"refused a state message or an answer ({code}): check the broker's access rules"
+            self._commands.published(mid, code)
             return
         sequence, sent_at = entry
         self._oldest_sent = time.monotonic()
         if code.value == 0:
-            self._settling[sequence] = self._oldest_sent
+            self._delivery.acknowledged(sequence, self._oldest_sent)
             self._link.metrics.published.inc()
             self._link.live.published(1)
             self._link.puback(sequence)

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from linegate.errors import LinegateError, SettingsError
+from linegate_edge.commands import Confirmed
 from linegate_edge.live import Live
 from linegate_edge.message import StateMessage
 from linegate_edge.metrics import Metrics
+from linegate_edge.mqtt_commands import CommandBox, TakeCommand
 from linegate_edge.mqtt_connection import FAREWELL_S, TICK_S, Connection, DisconnectedError, Link, LoopState
 from linegate_edge.settings import MqttSection
 from linegate_edge.store import StoreReader
@@ -35,7 +37,7 @@ _PASSWORD: Final = "LINEGATE_MQTT_PASSWORD"
 
 
 class Publisher:
-    """Sends a station's verdicts and state to its broker; `wake` may be called from any thread.
+    """Sends a station's verdicts and state to its broker; `wake`, `replayed` and `confirm` may be called from any thread.
 
     Raises:
         SettingsError: the password file cannot be read.
@@ -51,12 +53,16 @@ class Publisher:
         state: Callable[[Literal["online", "stopped", "lost"]], StateMessage],
         live: Live,
         metrics: Metrics,
+        take_command: TakeCommand,
     ) -> None:
         self.on_puback: Callable[[int], None] = _ignore
         """Told the sequence number of each verdict that the broker has acknowledged, from the loop's thread."""
         make_context(settings)  # files that cannot be used are told before anything starts
         username, password = credentials(settings)
-        self._link = Link(settings, station_topic, username, password, acknowledge, self._puback, state, live, metrics)
+        self._box = CommandBox(take_command, self.wake)
+        self._link = Link(
+            settings, station_topic, username, password, acknowledge, self._puback, state, live, metrics, self._box
+        )
         self._store_path = store_path
         self._stopping = threading.Event()
         self._loop = self._make_loop()
@@ -70,6 +76,18 @@ class Publisher:
     def wake(self) -> None:
         """Tell the loop that the outbox has grown."""
         self._loop.wake()
+
+    def replayed(self, first: int, last: int) -> None:
+        """Tell the loop that verdicts are, or will be, put back into the outbox: an older acknowledgement counts no more."""
+        self._loop.state.kept.replays.append((first, last))
+        self._loop.wake()
+
+    def confirm(self, confirmed: Confirmed) -> int | None:
+        """Heed what the MES confirms and return how many verdicts it names; None where its confirmation is not asked for."""
+        if self._link.settings.confirm != "mes":
+            return None
+        self._box.confirm(confirmed)
+        return len(confirmed.verdict_ids) + sum(span.last - span.first + 1 for span in confirmed.sequences)
 
     def stop(self) -> None:
         """Send what the broker still takes within a few seconds, say goodbye, and end; the rest stays in the outbox."""

@@ -138,6 +138,8 @@ class MqttSection(Settings):
     connect_timeout_s: float = Field(default=5.0, gt=0, le=120)
     ack_timeout_s: float = Field(default=20.0, gt=0, le=600)
     settle_s: float = Field(default=2.0, ge=0, le=3600)
+    confirm: Literal["broker", "mes"] = "broker"
+    confirm_timeout_s: float = Field(default=30.0, gt=0, le=86_400)
     max_inflight: int = Field(default=64, ge=1, le=1000)
     backoff_max_s: float = Field(default=30.0, gt=0, le=3600)
 

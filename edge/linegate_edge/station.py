@@ -23,6 +23,7 @@ import cv2
 from linegate import __version__
 from linegate.errors import StationError
 from linegate.stages import FrameFault, Reason
+from linegate_edge.dispatch import Dispatch
 from linegate_edge.evidence import EvidenceFolder, Retention
 from linegate_edge.line import Line
 from linegate_edge.live import Live
@@ -34,6 +35,7 @@ from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.reload import reload_station
 from linegate_edge.review.app import create_app
+from linegate_edge.review.commands import add_commands
 from linegate_edge.review.server import HttpServer
 from linegate_edge.service_manager import ServiceManager
 from linegate_edge.settings import StationSettings
@@ -86,8 +88,12 @@ class Station:
                 on_commit=self._wake_publisher,
                 plant_codes=settings.plant_codes,
                 trigger_cameras=self._trigger_cameras,
+                on_replay=lambda first, last: self.publisher.replayed(first, last),
             )
             self.operate = Operate(self.line, self._store)
+            self.dispatch = Dispatch(
+                self.operate, topic, self.boot_id, self.metrics, lambda confirmed: self.publisher.confirm(confirmed)
+            )
             self.publisher = Publisher(
                 settings.mqtt,
                 topic,
@@ -96,6 +102,7 @@ class Station:
                 state=self._state_message,
                 live=self.live,
                 metrics=self.metrics,
+                take_command=self.dispatch.take,
             )
             self._retention = Retention(self._evidence, self._store.path, self.line.writer.forget_evidence, utc_now)
             self._reader = StoreReader(self._store.path)
@@ -125,6 +132,7 @@ class Station:
                 ready=self.not_ready,
                 host_names=settings.http.names,
             )
+            add_commands(app, self.dispatch.take)
             self.metrics.outbox_pending.set_function(self.outbox_pending)
             self.metrics.disk_free_bytes.set_function(self._free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
@@ -161,6 +169,7 @@ class Station:
         """Start the line, then who publishes, then who brings parts."""
         self._started = True
         self.line.start()
+        self.dispatch.start()
         self.publisher.start()
         self._retention.start()
         self._http.start()
@@ -194,6 +203,7 @@ class Station:
             camera.join(timeout_s)
         self._http.stop(timeout_s)
         self._retention.stop()
+        self.dispatch.stop()
         unstored = self.line.stop(timeout_s)
         if self._plc is not None:
             self._plc.stop()

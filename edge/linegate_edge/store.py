@@ -239,6 +239,11 @@ class StoreReader:
             limit,
         )
 
+    def sequences_of(self, verdict_ids: Sequence[str]) -> list[int]:
+        """Return the sequence numbers of those of these verdicts that are known."""
+        marks = ", ".join("?" * len(verdict_ids))
+        return [row[0] for row in self._rows(f"SELECT sequence FROM verdict WHERE verdict_id IN ({marks})", *verdict_ids)]
+
     def outbox_count(self) -> int:
         """Return how many verdicts wait for the broker."""
         return int(self._rows("SELECT count(*) FROM outbox")[0][0])

@@ -54,10 +54,11 @@ class Writer(threading.Thread):
         behind: Callable[[], bool],
         on_commit: Callable[[], None],
         plant_codes: Mapping[str, str],
+        on_replay: Callable[[int, int], None],
     ) -> None:
         super().__init__(name="writer", daemon=True)
         self._store, self._evidence, self._live, self._metrics = store, evidence, live, metrics
-        self._behind, self._on_commit = behind, on_commit
+        self._behind, self._on_commit, self._on_replay = behind, on_commit, on_replay
         self.plant_codes = plant_codes
         self._judged: queue.Queue[_Entry | _Wake | None] = queue.Queue(_COMMIT_BATCH)
         self._side_lock = threading.Lock()
@@ -97,6 +98,8 @@ class Writer(threading.Thread):
 
     def replay(self, first: int, last: int) -> None:
         """Have verdicts from `first` to `last` put back into the outbox."""
+        # Before and after the commit: an acknowledgement of the last time must not take them out again.
+        self._on_replay(first, last)
         with self._side_lock:
             self._replayed.append((first, last))
         self._wake()
@@ -215,7 +218,9 @@ class Writer(threading.Thread):
             gone.set()
         for verdict_id, tell in accepted:
             tell(verdict_id)
-        if batch or changes.replayed:
+        for first, last in changes.replayed:
+            self._on_replay(first, last)
+        if batch:
             self._on_commit()
         if batch:
             self._metrics.stage_seconds.labels("commit").observe(time.perf_counter() - started)
