@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import require
-from linegate.errors import StationError
+from linegate.errors import SettingsError, StationError
 from linegate_edge.soak import run_soak
 
 
@@ -30,3 +30,8 @@ def test_without_a_broker_to_break_the_soak_says_what_to_install(spot_package: P
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(StationError, match="apt install mosquitto"):
         run_soak(spot_package, minutes=0.1, parts_per_second=10, seed=0, as_json=True)
+
+
+def test_an_unknown_fault_is_told_with_those_there_are(spot_package: Path) -> None:
+    with pytest.raises(SettingsError, match="no such fault; there are: broker frozen, "):
+        run_soak(spot_package, minutes=0.1, parts_per_second=10, seed=0, as_json=True, faults=["meteor"])

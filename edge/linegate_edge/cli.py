@@ -74,6 +74,7 @@ def register(commands: Any) -> None:
     soak.add_argument("--minutes", type=float, default=10.0, metavar="N", help="how long things are broken (default: 10)")
     soak.add_argument("--model", type=Path, metavar="PACKAGE", help="the model package (default: that of the demo)")
     soak.add_argument("--parts-per-second", type=float, default=40.0, metavar="N", help="of both cameras (default: 40)")
+    soak.add_argument("--fault", action="append", default=[], metavar="KIND", help="these faults alone, as 'station killed'")
     soak.add_argument("--seed", type=int, default=0, help="which faults come when (default: 0)")
     soak.add_argument("--json", action="store_true", help="print the account as one JSON object in the last line")
     soak.set_defaults(run=_soak)
@@ -132,6 +133,7 @@ def _soak(arguments: argparse.Namespace) -> int:
         parts_per_second=arguments.parts_per_second,
         seed=arguments.seed,
         as_json=arguments.json,
+        faults=arguments.fault,
     )
 
 

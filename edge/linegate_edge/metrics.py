@@ -48,6 +48,12 @@ class Metrics:
         self.source_up = Gauge(
             "linegate_source_up", "1 while the camera delivers, 0 while it is missing", ["camera"], registry=self.registry
         )
+        self.frames_skipped = Counter(
+            "linegate_frames_skipped",
+            "Frames of live cameras left out to keep to max_frames_per_second",
+            ["camera"],
+            registry=self.registry,
+        )
         self.line_stop = Gauge("linegate_line_stop", "1 while the line must stop", registry=self.registry)
         self.plc_up = Gauge("linegate_plc_up", "1 while the PLC answers", registry=self.registry)
         self.triggers_missed = Counter(

@@ -21,6 +21,8 @@ from linegate_edge.records import Capture, Look, Mode, Recorded
 
 REMEMBERED_S: Final = 60.0
 """How long the keys of a concluded part are remembered, so that a late frame is known for what it is."""
+REMEMBERED_KEYS: Final = 4096
+"""And how many at most, for memory must not grow with the line's speed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +152,9 @@ class PartTable:
             part = heapq.heappop(self._deadlines)[2]
             if not part.concluded:
                 overdue.append(part)
-        while self._concluded and now - next(iter(self._concluded.values()))[1] > REMEMBERED_S:
+        while self._concluded and (
+            len(self._concluded) > REMEMBERED_KEYS or now - next(iter(self._concluded.values()))[1] > REMEMBERED_S
+        ):
             self._concluded.popitem(last=False)
         unasked: list[HeldFrame] = []
         for key in [key for key, frames in self._held.items() if frames[0].until <= now]:

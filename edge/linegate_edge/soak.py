@@ -13,12 +13,12 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from linegate.errors import StationError
+from linegate.errors import SettingsError, StationError
 from linegate.images import encode_png
 from linegate.package import ModelPackage
 from linegate.stages import PixelFormat
@@ -38,12 +38,18 @@ class _World:
     pace: random.Random
 
 
-def run_soak(model: Path, *, minutes: float, parts_per_second: float, seed: int, as_json: bool) -> int:
-    """Run the soak, print the account, and return the exit status.
+def run_soak(
+    model: Path, *, minutes: float, parts_per_second: float, seed: int, as_json: bool, faults: Sequence[str] = ()
+) -> int:
+    """Run the soak, print the account, and return the exit status; `faults` are those of `FAULTS` to choose from, or all.
 
     Raises:
+        SettingsError: there is no such fault.
         LinegateError: the package cannot be read, there is no Mosquitto, or broker or station do not start.
     """
+    unknown = sorted(set(faults) - FAULTS.keys())
+    if unknown:
+        raise SettingsError(f"--fault {unknown[0]!r}: there is no such fault; there are: {', '.join(sorted(FAULTS))}")
     package = ModelPackage.load(model)
     pictures = [encode_png(pixels, PixelFormat.RGB8) for pixels in package.parity_samples.pixels]
     with tempfile.TemporaryDirectory(prefix="linegate-soak-") as name:
@@ -67,7 +73,8 @@ def run_soak(model: Path, *, minutes: float, parts_per_second: float, seed: int,
             station.start()
             push.start()
             camera.start()
-            faults = _break_things(_World(broker, station, push, camera, time.sleep, random.Random(seed)), minutes, as_json)
+            world = _World(broker, station, push, camera, time.sleep, random.Random(seed))
+            broken = _break_things(world, sorted(faults or FAULTS), minutes, as_json)
             push.stop()
             camera.stop()
             push.join()
@@ -80,24 +87,24 @@ def run_soak(model: Path, *, minutes: float, parts_per_second: float, seed: int,
             mes.close()
             station.kill()
             broker.kill()
-    account |= {"faults": dict(faults), "station_exit_status": status, "minutes": minutes, "seed": seed}
+    account |= {"faults": dict(broken), "station_exit_status": status, "minutes": minutes, "seed": seed}
     account["exact"] = account["exact"] and status == 0
     _print(account, as_json)
     return 0 if account["exact"] else 1
 
 
-def _break_things(world: _World, minutes: float, quiet: bool) -> Counter[str]:
+def _break_things(world: _World, faults: Sequence[str], minutes: float, quiet: bool) -> Counter[str]:
     """Break one thing after another until the time is up; each kind comes before any comes again."""
     ends_at = time.monotonic() + minutes * 60
     done: Counter[str] = Counter()
     kinds: list[str] = []
     while (rest_s := ends_at - time.monotonic()) > 0:
         world.rest(min(rest_s, world.pace.uniform(0.2, 2.0)))
-        kinds = kinds or world.pace.sample(sorted(_FAULTS), len(_FAULTS))
+        kinds = kinds or world.pace.sample(faults, len(faults))
         kind = kinds.pop()
         if not quiet:
             print(f"{rest_s:6.0f} s left  {len(world.push.answers) + len(world.folder.serials):>8} parts  {kind}")
-        _FAULTS[kind](world)
+        FAULTS[kind](world)
         done[kind] += 1
     return done
 
@@ -155,7 +162,7 @@ def _freeze_station(world: _World) -> None:
     world.station.send(signal.SIGCONT)
 
 
-_FAULTS: Final[dict[str, Callable[[_World], None]]] = {
+FAULTS: Final[dict[str, Callable[[_World], None]]] = {
     "station killed": _kill_station,
     "station frozen": _freeze_station,
     "broker killed": _kill_broker,

@@ -7,6 +7,7 @@ its frames is judged once, over restarts too. Triggers and views joined to one p
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from linegate_edge.settings import OpenCVSource
 from linegate_edge.sources.camera import Camera, CameraMissingError, KnowsOrigin, Submit
 
 _TIMEOUT_MS = 5_000
+_OLDEST_S = 5.0
 
 
 class OpenCVCamera(Camera):
@@ -46,13 +48,17 @@ class OpenCVCamera(Camera):
         Raises:
             CameraMissingError: the camera cannot be opened, or delivers no more.
         """
-        file = Path(self._settings.address)
+        address = self._settings.address
+        file = Path(address)
         is_file = file.is_file()
         video = self._open()
         try:
             index = 0
             due = time.monotonic()
             while not self.stopping.is_set():
+                if not is_file and self._too_early(due) and video.grab():
+                    self._metrics.frames_skipped.labels(self.camera).inc()
+                    continue  # what is buffered is drained, so that the frame which is due is the newest
                 whole, pixels = video.read()
                 if not whole:
                     if is_file and index > 0:
@@ -63,10 +69,12 @@ class OpenCVCamera(Camera):
                 index += 1
                 if origin is not None and self._knows_origin(origin):
                     continue
-                submit(self._capture(pixels, origin, file.stem if is_file else None, index), wait=is_file)
+                taken_at = utc_now() if is_file else _taken_at(video, address)
+                submit(self._capture(pixels, origin, file.stem if is_file else None, index, taken_at), wait=is_file)
                 if self._settings.max_frames_per_second is not None:
                     due = max(due + 1 / self._settings.max_frames_per_second, time.monotonic())
-                    self.stopping.wait(due - time.monotonic())
+                    if is_file:
+                        self.stopping.wait(due - time.monotonic())
         finally:
             video.release()
         return False
@@ -83,14 +91,17 @@ class OpenCVCamera(Camera):
             raise CameraMissingError(f"{address}: cannot be opened: check [[source]] address, cable and permissions")
         return video
 
-    def _capture(self, pixels: Any, origin: str | None, stem: str | None, index: int) -> Capture:
+    def _too_early(self, due: float) -> bool:
+        return self._settings.max_frames_per_second is not None and time.monotonic() < due
+
+    def _capture(self, pixels: Any, origin: str | None, stem: str | None, index: int, now: datetime) -> Capture:
         self._sequence += 1
         part = (
             Part(f"{stem}-{index:06d}", "filename")
             if stem is not None
             else Part(f"{self.camera}-{self._boot_id[:8]}-{self._sequence:06d}", "counter")
         )
-        now, frame_id = utc_now(), str(uuid4())
+        frame_id = str(uuid4())
         height, width = pixels.shape[:2]
         if width * height > self._max_pixels:
             text = f"the frame has {width} × {height} pixels, the limit is {self._max_pixels:,}: raise max_megapixels"
@@ -98,3 +109,13 @@ class OpenCVCamera(Camera):
             return Capture(part, fault, origin)
         pixel_format = PixelFormat.MONO8 if pixels.ndim == 2 else PixelFormat.BGR8
         return Capture(part, Frame(pixels, pixel_format, frame_id, self.camera, self.view, self._sequence, now), origin)
+
+
+def _taken_at(video: cv2.VideoCapture, address: str) -> datetime:
+    """Return when a live frame was taken: a V4L2 driver stamps it by the monotonic clock, others do not say."""
+    now = utc_now()
+    if address.isdigit() or address.startswith("/dev/"):
+        age_s = time.monotonic() - video.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+        if 0 <= age_s < _OLDEST_S:
+            return now - timedelta(seconds=age_s)
+    return now
