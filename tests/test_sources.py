@@ -206,3 +206,17 @@ def test_a_missing_camera_is_told_in_one_line_and_the_station_goes_on(make_stati
 def test_a_station_without_a_model_package_says_so_before_it_starts(make_station: MakeStation, tmp_path: Path) -> None:
     with pytest.raises(LinegateError, match="no such model package"):
         make_station(NO_BROKER, package=tmp_path / "none")
+
+
+def test_a_camera_that_is_faster_than_asked_for_is_judged_by_its_newest_frame(
+    make_station: MakeStation,
+) -> None:
+    numbers = itertools.count()
+    camera = NetworkCamera(lambda: encode(spot_picture(defect=False, seed=next(numbers)), "JPEG"), free_port())
+    camera.plug_in()
+    source = f'[[source]]\nkind = "opencv"\naddress = "{camera.address}"\ncamera = "top"\nmax_frames_per_second = 4.0\n'
+    station = make_station(NO_BROKER, more=LIMITS + source)
+    value = station.metrics.registry.get_sample_value
+    wait_until(lambda: station.live.snapshot()["parts"] >= 4, 30)
+    camera.unplug()
+    assert (value("linegate_frames_skipped_total", {"camera": "top"}) or 0) > 0

@@ -15,6 +15,7 @@ from linegate_training.metrics import (
     false_reject_rate_at_zero_escapes,
     image_ap,
     image_auroc,
+    map_threshold,
 )
 from linegate_training.models.gaussian import estimate_shrinkage, fit_gaussian
 
@@ -133,6 +134,31 @@ def test_aupro_of_a_perfect_map_is_one_and_good_images_count_as_negatives() -> N
     value = loud.aupro()
     assert value is not None
     assert value < 0.6
+
+
+THRESHOLDS = (-1.0, 0.0, 1.0)
+
+
+def test_map_threshold_without_parts_or_of_a_single_one_is_even_odds() -> None:
+    for parts in (0, 1):
+        shared = np.tile([90, 50, 10], (parts, 1))
+        assert map_threshold(THRESHOLDS, shared, np.full_like(shared, 100)) == 0.0
+
+
+def test_map_threshold_is_the_one_that_the_parts_agree_on() -> None:
+    spread = np.random.default_rng(0).integers(-5, 6, (12, 1))
+    shared, either = np.tile([60, 50, 30], (12, 1)) + spread, np.full((12, 3), 100)
+    assert map_threshold(THRESHOLDS, shared, either) == -1.0
+    assert map_threshold(THRESHOLDS, shared[:, ::-1], either) == 1.0
+    assert map_threshold(THRESHOLDS, shared[:, [0, 0, 2]], either) == 0.0, "of equals even odds"
+
+
+def test_one_large_defect_alone_does_not_move_the_map_threshold() -> None:
+    shared, either = np.tile([49, 50, 48], (12, 1)), np.full((12, 3), 100)
+    shared[0], either[0] = [9_000, 5_000, 1_000], 10_000
+    whole = shared.sum(0) / either.sum(0)
+    assert whole.argmax() == 0, "it is most of all pixels"
+    assert map_threshold(THRESHOLDS, shared, either) == 0.0
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])

@@ -41,6 +41,8 @@ from linegate_training.steps import deterministic
 STANDARDISED_ON = 64
 """Images at most that the scales of features are taken from."""
 MAX_VALIDATED_GOODS = 200
+MAP_THRESHOLDS = tuple(float(value) for value in np.arange(-3.0, 3.01, 0.5))
+"""Logits that regions of the map may begin at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class RegionThresholds:
 class Learned:
     """A net that has learned, on the CPU, in evaluation mode, its matrices rounded to fp16.
 
-    `thresholds` are the best for the masks (pooled IoU) and boxes (F1) that validate; `words` say what was learned from what,
-    `notes` what the data lacks.
+    `thresholds` are those that the masks (`metrics.map_threshold`) and boxes (best F1) that validate ask for; `words` say what
+    was learned from what, `notes` what the data lacks.
     """
 
     net: LearnedNet
@@ -216,9 +218,9 @@ class Validation:
         pairs = zip(parts, outputs["map"], strict=True)
         masked = [(part, value) for part, value in pairs if part.label == 0 or part.mask is not None]
         if any(part.mask is not None for part, _ in masked):
-            ious = _pooled_ious(masked)
-            found["pixel_iou"] = max(ious.values())
-            self.thresholds = replace(self.thresholds, map=max(ious, key=ious.__getitem__))
+            shared, either = _overlaps(masked)
+            found["pixel_iou"] = float((shared.sum(0) / np.maximum(1, either.sum(0))).max())
+            self.thresholds = replace(self.thresholds, map=metrics.map_threshold(MAP_THRESHOLDS, shared, either))
         if "class_scores" in outputs and defective.any():
             chances = np.array(outputs["class_scores"], np.float64)[defective]
             right = labels[defective] - 1
@@ -240,20 +242,20 @@ class Validation:
         return found
 
 
-def _pooled_ious(masked: Sequence[tuple[Prepared, NDArray[np.float32]]]) -> dict[float, float]:
-    """Return intersection over union of all pixels together, by threshold."""
-    thresholds = np.arange(-3.0, 3.01, 0.5)
-    shared, either = np.zeros(len(thresholds)), np.zeros(len(thresholds))
-    for part, value in masked:
+def _overlaps(masked: Sequence[tuple[Prepared, NDArray[np.float32]]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pixels that map and mask share, and those of either, by part and threshold of `MAP_THRESHOLDS` (P, T)."""
+    shared = np.zeros((len(masked), len(MAP_THRESHOLDS)), np.int64)
+    either = np.zeros_like(shared)
+    for row, (part, value) in enumerate(masked):
         height, width = part.pixels.shape[:2]
         drawn = torch.from_numpy(value)[None, None]
         full = functional.interpolate(drawn, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
         truth = np.zeros((height, width), bool) if part.mask is None else part.mask > 0
-        for index, threshold in enumerate(thresholds):
+        for column, threshold in enumerate(MAP_THRESHOLDS):
             said = full >= threshold
-            shared[index] += int((said & truth).sum())
-            either[index] += int((said | truth).sum())
-    return {float(one): float(a / max(1.0, b)) for one, a, b in zip(thresholds, shared, either, strict=True)}
+            shared[row, column] = (said & truth).sum()
+            either[row, column] = (said | truth).sum()
+    return shared, either
 
 
 def _words(data: PartData, shape: LearnedShape, classes: Sequence[str], validation: Validation | None) -> str:

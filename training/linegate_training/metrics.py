@@ -19,6 +19,8 @@ from linegate.stages import Region
 from linegate_training.data.parts import Box
 
 BINS = 1 << 16
+SURE_ERRORS = 2.0
+"""Standard errors by which a threshold of the map must be better than even odds to be taken."""
 AUPRO_LIMIT = 0.3
 """AUPRO integrates the per-region overlap up to this false-positive rate, as MVTec AD defines it."""
 
@@ -162,6 +164,29 @@ def best_detection_threshold(
     # Twice the hits over all that is said and all that is wanted.
     f1 = 2 * np.cumsum(hits[order]) / (np.arange(1, len(hits) + 1) + sum(one[2] for one in found))
     return float(scores[order][int(f1.argmax())])
+
+
+def map_threshold(thresholds: Sequence[float], shared: NDArray[np.int64], either: NDArray[np.int64]) -> float:
+    """Return the logit from which on a pixel is said to be defective: even odds, unless the parts ask for another one.
+
+    `shared` and `either` (P, T) count, part by part and threshold by threshold, the pixels that map and mask share, and those
+    of either; `thresholds` hold 0. The best of all pixels together replaces 0 where it wins by two standard errors of the
+    difference at least (jackknife over the parts: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 11):
+    a few large defects make up most pixels, and what is best for them alone is chance.
+    """
+    neutral = list(thresholds).index(0.0)
+    if len(shared) < 2:
+        return 0.0
+    whole = _ratio(shared.sum(0), either.sum(0))
+    best = int(whole.argmax())
+    without = _ratio(shared.sum(0) - shared, either.sum(0) - either)
+    gains = without[:, best] - without[:, neutral]
+    error = np.sqrt((len(gains) - 1) * gains.var())
+    return float(thresholds[best]) if whole[best] - whole[neutral] > SURE_ERRORS * error else 0.0
+
+
+def _ratio(shared: NDArray[np.int64], either: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(shared / np.maximum(1, either), np.float64)
 
 
 def _average_precision(
