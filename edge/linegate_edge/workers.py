@@ -38,7 +38,8 @@ class Workers:
         self.max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._jobs: queue.PriorityQueue[Job] = queue.PriorityQueue()
-        self._room = threading.Semaphore(max_waiting)
+        self._places = 0
+        self._room = threading.Condition(threading.Lock())
         self._numbers = itertools.count()
         self._names = itertools.count()
         self._given_up = 0
@@ -61,11 +62,24 @@ class Workers:
 
     def reserve(self, timeout_s: float) -> bool:
         """Take one of the places to wait in, within `timeout_s`; each place taken must be used by `put`, or given back."""
-        return self._room.acquire(timeout=timeout_s) if timeout_s > 0 else self._room.acquire(blocking=False)
+        with self._room:
+            if self._places >= self.max_waiting and not self._room.wait_for(
+                lambda: self._places < self.max_waiting, max(0.0, timeout_s)
+            ):
+                return False
+            self._places += 1
+            return True
 
     def release(self) -> None:
-        """Give a place back that `reserve` took."""
-        self._room.release()
+        """Give a place back that `reserve` took.
+
+        Who waits for one is woken when half of them are free: to wake a thread for each frame costs more than the frame's
+        way through the rest of the line.
+        """
+        with self._room:
+            self._places -= 1
+            if self._places <= self.max_waiting // 2:
+                self._room.notify_all()
 
     def put(self, due: float, run: Callable[[], None], hung: Callable[[float], None]) -> None:
         """Have a job run, in the order of `due`, on a place that was reserved before."""
@@ -96,13 +110,13 @@ class Workers:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _make(self) -> _Worker:
-        return _Worker(f"worker-{next(self._names)}", self._jobs, self._room)
+        return _Worker(f"worker-{next(self._names)}", self._jobs, self.release)
 
 
 class _Worker(threading.Thread):
-    def __init__(self, name: str, jobs: queue.PriorityQueue[Job], room: threading.Semaphore) -> None:
+    def __init__(self, name: str, jobs: queue.PriorityQueue[Job], release: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
-        self._jobs, self._room = jobs, room
+        self._jobs, self._release = jobs, release
         self._lock = threading.Lock()
         self._at: tuple[Job, float] | None = None
         self._given_up = False
@@ -122,7 +136,7 @@ class _Worker(threading.Thread):
             job = self._jobs.get()
             if job.due == _END:
                 return
-            self._room.release()
+            self._release()
             self._at = job, time.monotonic()
             job.run()
             with self._lock:

@@ -32,6 +32,7 @@ _COMMIT_BATCH: Final = 256
 _IDLE_S: Final = 0.2
 _STORE_RETRY_S: Final = 1.0
 _GATHER_S: Final = 0.02
+_FULL_S: Final = 0.005
 
 _Entry = tuple[Judged, "Future[Recorded]"]
 _Batch = list[_Entry]
@@ -60,7 +61,7 @@ class Writer(threading.Thread):
         self._store, self._evidence, self._live, self._metrics = store, evidence, live, metrics
         self._behind, self._on_commit, self._on_replay = behind, on_commit, on_replay
         self.plant_codes = plant_codes
-        self._judged: queue.Queue[_Entry | _Wake | None] = queue.Queue(_COMMIT_BATCH)
+        self._judged: queue.SimpleQueue[_Entry | _Wake | None] = queue.SimpleQueue()
         self._side_lock = threading.Lock()
         self._acknowledged: list[int] = []
         self._opened: list[tuple[OpenTrigger, Callable[[str], None] | None]] = []
@@ -78,6 +79,8 @@ class Writer(threading.Thread):
 
     def put(self, judged: Judged, done: Future[Recorded]) -> None:
         """Have a part committed, and `done` told; waits while too many are on their way."""
+        while self._judged.qsize() >= _COMMIT_BATCH and self.is_alive():
+            time.sleep(_FULL_S)  # only while the store refuses, or is slower than the line
         self._judged.put((judged, done))
 
     def acknowledge(self, sequences: Sequence[int]) -> None:
@@ -119,13 +122,12 @@ class Writer(threading.Thread):
             pass
 
     def _wake(self) -> None:
-        with contextlib.suppress(queue.Full):  # a full queue is awake
-            self._judged.put_nowait(_Wake())
+        if self._judged.empty():  # else it is awake
+            self._judged.put(_Wake())
 
     def end(self, deadline: float) -> None:
         """End when all parts are committed; after `deadline` (monotonic) what the store still refuses is given up."""
-        with contextlib.suppress(queue.Full):
-            self._judged.put(None, timeout=max(0.01, deadline - time.monotonic()))
+        self._judged.put(None)
         self.join(max(0.0, deadline - time.monotonic()))
         self._giving_up.set()
         self.join(2 * _STORE_RETRY_S)
@@ -166,20 +168,20 @@ class Writer(threading.Thread):
         """Return what to commit at once, and whether more may come.
 
         A part that came alone is committed alone, without delay. While frames wait for a worker, the line is behind
-        anyhow, and parts are gathered for a moment: an fsync for several costs as much as an fsync for one.
+        anyhow, and parts are gathered for a moment: an fsync for several costs as much as an fsync for one. Meanwhile this
+        thread sleeps, for to be woken for each part would cost the workers more than the commit.
         """
         batch: _Batch = []
         try:
             entry = self._judged.get(timeout=_IDLE_S)
-            gather_until = time.monotonic() + _GATHER_S
+            if self._behind():
+                time.sleep(_GATHER_S)
             while entry is not None:
                 if not isinstance(entry, _Wake):
                     batch.append(entry)
                 if len(batch) == _COMMIT_BATCH:
                     return batch, True
-                rest_s = gather_until - time.monotonic()
-                gather = rest_s > 0 and self._behind()
-                entry = self._judged.get(timeout=rest_s) if gather else self._judged.get_nowait()
+                entry = self._judged.get_nowait()
         except queue.Empty:
             return batch, True
         return batch, False
