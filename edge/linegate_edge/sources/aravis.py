@@ -28,7 +28,6 @@ _BUFFERS: Final = 8
 _CONTINUOUS: Final = 0
 _FORMATS: Final = {MONO8: PixelFormat.MONO8, RGB8: PixelFormat.RGB8, BGR8: PixelFormat.BGR8}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FRAME_IDS_16: Final = 65_535
 
 
 def aravis_camera(
@@ -62,8 +61,6 @@ class AravisDriver(Driver):
     def __init__(self, library: AravisLibrary, settings: AravisSource) -> None:
         self._library, self._settings = library, settings
         self._stream: int | None = None
-        self._last_id = 0
-        self._laps = 0
         self._offset_ns: int | None = None
         name = settings.device.encode() if settings.device else None
         # Opened without looking around first, a camera may be told a wrong address of this host, and sends its frames there.
@@ -129,7 +126,7 @@ class AravisDriver(Driver):
 
     def _read(self, buffer: int) -> Grab:
         library = self._library
-        number, captured_at = self._number(library.buffer_get_frame_id(buffer)), self._captured_at(buffer)
+        number, captured_at = int(library.buffer_get_frame_id(buffer)), self._captured_at(buffer)
         status = library.buffer_get_status(buffer)
         if status != STATUS_SUCCESS:
             words = STATUS_WORDS.get(status, f"it has the status {status}")
@@ -156,15 +153,6 @@ class AravisDriver(Driver):
         pixels: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * needed).from_address(address)).copy()
         shape = (height.value, width.value) if channels == 1 else (height.value, width.value, channels)
         return pixels.reshape(shape)
-
-    def _number(self, frame_id: int) -> int | None:
-        """Return the frame's number; GigE Vision 1 counts to 65,535 and goes on at 1."""
-        if frame_id == 0:
-            return None
-        if frame_id < self._last_id and self._last_id > _FRAME_IDS_16 - 1000 and frame_id < 1000:
-            self._laps += 1
-        self._last_id = frame_id
-        return self._laps * _FRAME_IDS_16 + int(frame_id)
 
     def _captured_at(self, buffer: int) -> datetime:
         """Return when the frame was taken, by the clock that the settings name.

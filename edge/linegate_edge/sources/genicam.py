@@ -86,7 +86,6 @@ class GenicamDriver(Driver):
         self._harvester = Harvester()
         self._acquirer: Any = None
         self._offset_ns: int | None = None
-        self._number: int | None = None
         self._incomplete = 0
         try:
             for producer in producers:
@@ -177,9 +176,8 @@ class GenicamDriver(Driver):
             before = self._incomplete
             buffer = self._acquirer.try_fetch(timeout=timeout_s)
             if self._incomplete > before:
-                self._number = None if self._number is None else self._number + 1
                 text = "the frame is incomplete: check network or cable"
-                return Grab(None, PixelFormat.MONO8, self._number, utc_now(), text)
+                return Grab(None, PixelFormat.MONO8, None, utc_now(), text)
             if buffer is None:
                 return None
             try:
@@ -192,7 +190,7 @@ class GenicamDriver(Driver):
             raise CameraMissingError(f"the camera delivers no more: {_words(error)}") from error
 
     def _read(self, buffer: Any) -> Grab:
-        self._number = number = _info(buffer.module, "frame_id")
+        number = _info(buffer.module, "frame_id")
         captured_at = self._captured_at(buffer.module)
         component = buffer.payload.components[0]
         try:
