@@ -9,25 +9,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from linegate.stages import Image, PixelFormat
-from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.source_settings import AravisSource
 from linegate_edge.sources.aravis_library import BGR8, MONO8, RGB8, STATUS_SUCCESS, STATUS_WORDS, AravisLibrary
 from linegate_edge.sources.camera import CameraMissingError, Submit
+from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.industrial import Driver, Grab, IndustrialCamera
 
 _BUFFERS: Final = 8
 _CONTINUOUS: Final = 0
 _FORMATS: Final = {MONO8: PixelFormat.MONO8, RGB8: PixelFormat.RGB8, BGR8: PixelFormat.BGR8}
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def aravis_camera(
@@ -61,7 +61,7 @@ class AravisDriver(Driver):
     def __init__(self, library: AravisLibrary, settings: AravisSource) -> None:
         self._library, self._settings = library, settings
         self._stream: int | None = None
-        self._offset_ns: int | None = None
+        self._clock = CameraClock(settings.timestamps)
         name = settings.device.encode() if settings.device else None
         # Opened without looking around first, a camera may be told a wrong address of this host, and sends its frames there.
         library.update_device_list()
@@ -155,21 +155,9 @@ class AravisDriver(Driver):
         return pixels.reshape(shape)
 
     def _captured_at(self, buffer: int) -> datetime:
-        """Return when the frame was taken, by the clock that the settings name.
-
-        Of the camera's clock the smallest offset to the host's that was seen counts: that frame was least delayed.
-        """
-        host_ns = int(self._library.buffer_get_system_timestamp(buffer))
-        if host_ns == 0:
-            return utc_now()
-        camera_ns = int(self._library.buffer_get_timestamp(buffer))
-        if self._settings.timestamps == "host" or camera_ns == 0:
-            return _moment(host_ns)
-        if self._settings.timestamps == "ptp":
-            return _moment(camera_ns)
-        offset = host_ns - camera_ns
-        self._offset_ns = offset if self._offset_ns is None else min(self._offset_ns, offset)
-        return _moment(camera_ns + self._offset_ns)
+        """Return when the frame was taken, by the clock that the settings name."""
+        host_ns = int(self._library.buffer_get_system_timestamp(buffer)) or time.time_ns()
+        return self._clock.moment(int(self._library.buffer_get_timestamp(buffer)), host_ns)
 
     def fire(self) -> None:
         """Have the camera take one frame."""
@@ -193,7 +181,3 @@ class AravisDriver(Driver):
         self._library.unref(self._stream)
         self._library.unref(self._camera)
         self._stream = None
-
-
-def _moment(nanoseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)

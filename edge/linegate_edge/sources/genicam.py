@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.source_settings import GenicamSource
 from linegate_edge.sources.camera import CameraMissingError, Submit
+from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.industrial import Driver, Grab, IndustrialCamera
 
 try:
@@ -37,7 +39,6 @@ except ImportError as import_error:
 log = logging.getLogger("linegate.source")
 _ENVIRONMENT: Final = "GENICAM_GENTL64_PATH"
 _EVENT_WAIT_MS: Final = 50
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CHANNELS: Final = {PixelFormat.MONO8: 1, PixelFormat.RGB8: 3, PixelFormat.BGR8: 3}
 _ERRORS: Final = (GenApiError, GenTLError, AttributeError, RuntimeError, ValueError, OSError)
 
@@ -85,7 +86,7 @@ class GenicamDriver(Driver):
         self._settings = settings
         self._harvester = Harvester()
         self._acquirer: Any = None
-        self._offset_ns: int | None = None
+        self._clock = CameraClock(settings.timestamps)
         self._incomplete = 0
         try:
             for producer in producers:
@@ -220,15 +221,8 @@ class GenicamDriver(Driver):
 
     def _captured_at(self, module: Any) -> datetime:
         """Return when the frame was taken, by the clock that the settings name; the host's where the camera has none."""
-        camera_ns = _info(module, "timestamp_ns") if self._settings.timestamps != "host" else None
-        if not camera_ns:
-            return utc_now()
-        if self._settings.timestamps == "ptp":
-            return _EPOCH + timedelta(microseconds=camera_ns // 1000)
-        host_ns = round((utc_now() - _EPOCH).total_seconds() * 1e9)
-        # The smallest offset that was seen counts: that frame was least delayed.
-        self._offset_ns = min(self._offset_ns or host_ns - camera_ns, host_ns - camera_ns)
-        return _EPOCH + timedelta(microseconds=(camera_ns + self._offset_ns) // 1000)
+        host_ns = time.time_ns()
+        return self._clock.moment(_info(module, "timestamp_ns"), host_ns)
 
     def fire(self) -> None:
         """Have the camera take one frame."""
