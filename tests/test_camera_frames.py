@@ -1,16 +1,19 @@
-"""Frame numbers and clocks of machine-vision cameras: nothing lost unseen, no time made up."""
+"""Frame numbers, clocks and lines of machine-vision cameras: nothing lost unseen, no time made up, no sheared image."""
 
 from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from linegate.stages import PixelFormat
 from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.frame_numbers import FrameNumbers
+from linegate_edge.sources.pixels import CHANNELS, copy_image
 
 SECOND = 1_000_000_000
 HOST_NS = 1_795_515_000 * SECOND
@@ -112,3 +115,31 @@ def test_no_frame_is_taken_after_it_came_or_more_than_two_seconds_before(
     clock = CameraClock(timestamps)  # type: ignore[arg-type]
     for camera_ns, host_ns in stamps:
         assert -2.001 <= seconds_between(clock.moment(camera_ns, host_ns), host_ns) <= 1e-5
+
+
+@given(
+    size_wh=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    pixel_format=st.sampled_from(list(PixelFormat)),
+    padding=st.integers(0, 5),
+    cut=st.booleans(),
+)
+def test_padded_lines_give_the_image_without_its_padding_and_short_buffers_none(
+    size_wh: tuple[int, int], pixel_format: PixelFormat, padding: int, cut: bool
+) -> None:
+    (width, height), channels = size_wh, CHANNELS[pixel_format]
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    lines = np.pad(image.reshape(height, width * channels), ((0, 0), (0, padding)), constant_values=77)
+    data = lines.reshape(-1)[: lines.size - padding]
+    copied = copy_image(data[:-1] if cut else data, size_wh, pixel_format, padding)
+    if cut:
+        assert copied is None
+    else:
+        assert copied is not None
+        assert np.array_equal(copied, image)
+        assert not np.shares_memory(copied, data)
+
+
+@pytest.mark.parametrize("size_wh", [(0, 4), (4, 0)])
+def test_a_size_of_nothing_is_no_image(size_wh: tuple[int, int]) -> None:
+    assert copy_image(np.zeros(16, np.uint8), size_wh, PixelFormat.MONO8) is None

@@ -24,6 +24,7 @@ from linegate_edge.sources.aravis_library import BGR8, MONO8, RGB8, STATUS_SUCCE
 from linegate_edge.sources.camera import CameraMissingError, Submit
 from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.industrial import Driver, Grab, IndustrialCamera
+from linegate_edge.sources.pixels import copy_image
 
 _BUFFERS: Final = 8
 _CONTINUOUS: Final = 0
@@ -142,17 +143,15 @@ class AravisDriver(Driver):
         return Grab(image, pixel_format, number, captured_at, problem)
 
     def _copy(self, buffer: int, pixel_format: PixelFormat) -> Image | None:
-        x, y, width, height = (ctypes.c_int() for _ in range(4))
+        x, y, width, height, padding, below = (ctypes.c_int() for _ in range(6))
         self._library.buffer_get_image_region(buffer, *(ctypes.byref(side) for side in (x, y, width, height)))
+        self._library.buffer_get_image_padding(buffer, ctypes.byref(padding), ctypes.byref(below))
         size = ctypes.c_size_t()
         address = self._library.buffer_get_data(buffer, ctypes.byref(size))
-        channels = 1 if pixel_format is PixelFormat.MONO8 else 3
-        needed = width.value * height.value * channels
-        if not address or needed <= 0 or size.value < needed:
+        if not address:
             return None
-        pixels: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * needed).from_address(address)).copy()
-        shape = (height.value, width.value) if channels == 1 else (height.value, width.value, channels)
-        return pixels.reshape(shape)
+        data: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(address))
+        return copy_image(data, (width.value, height.value), pixel_format, padding.value)
 
     def _captured_at(self, buffer: int) -> datetime:
         """Return when the frame was taken, by the clock that the settings name."""

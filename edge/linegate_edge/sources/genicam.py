@@ -16,16 +16,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from linegate.errors import SettingsError
-from linegate.stages import PixelFormat
+from linegate.stages import Image, PixelFormat
 from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.source_settings import GenicamSource
 from linegate_edge.sources.camera import CameraMissingError, Submit
 from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.industrial import Driver, Grab, IndustrialCamera
+from linegate_edge.sources.pixels import CHANNELS, copy_image
 
 try:
     from genicam.genapi import GenericException as GenApiError
@@ -39,7 +38,6 @@ except ImportError as import_error:
 log = logging.getLogger("linegate.source")
 _ENVIRONMENT: Final = "GENICAM_GENTL64_PATH"
 _EVENT_WAIT_MS: Final = 50
-_CHANNELS: Final = {PixelFormat.MONO8: 1, PixelFormat.RGB8: 3, PixelFormat.BGR8: 3}
 _ERRORS: Final = (GenApiError, GenTLError, AttributeError, RuntimeError, ValueError, OSError)
 
 
@@ -199,12 +197,17 @@ class GenicamDriver(Driver):
         except ValueError:
             text = f"the camera sends {component.data_format}: set pixel_format to Mono8, RGB8 or BGR8"
             return Grab(None, PixelFormat.MONO8, number, captured_at, text)
-        channels = _CHANNELS[pixel_format]
-        shape = (component.height, component.width) if channels == 1 else (component.height, component.width, channels)
-        if component.data.size < int(np.prod(shape)):
+        image = self._copy(component, pixel_format)
+        if image is None:
             return Grab(None, pixel_format, number, captured_at, "the frame has fewer bytes than its size asks for")
-        image = np.array(component.data[: int(np.prod(shape))], np.uint8).reshape(shape)
         return Grab(image, pixel_format, number, captured_at, encoder=self._encoder())
+
+    @staticmethod
+    def _copy(component: Any, pixel_format: PixelFormat) -> Image | None:
+        size_wh = int(component.width), int(component.height)
+        # harvesters 1.4.3 leaves the padding of lines in `data`; without it there is just the image.
+        is_bare = component.data.size == size_wh[0] * size_wh[1] * CHANNELS[pixel_format]
+        return copy_image(component.data, size_wh, pixel_format, 0 if is_bare else int(component.x_padding))
 
     def count_incomplete(self) -> None:
         """Take note of a buffer that the producer could not fill."""
