@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -33,12 +33,14 @@ class ScriptedDriver(Driver):
     def __init__(self) -> None:
         self.script: SimpleQueue[Grab | CameraMissingError] = SimpleQueue()
         self.fired = self.closed = 0
+        self.grabs = self.grabs_at_fire = 0
         self.settings: list[tuple[float | None, float | None]] = []
         self.refuses_to_fire = False
 
     def start(self) -> None: ...
 
     def grab(self, timeout_s: float) -> Grab | None:
+        self.grabs += 1
         try:
             item = self.script.get(timeout=0.05)
         except Exception:  # noqa: BLE001 - queue.Empty, under whatever name
@@ -51,6 +53,7 @@ class ScriptedDriver(Driver):
         if self.refuses_to_fire:
             raise CameraMissingError("the cable is out")
         self.fired += 1
+        self.grabs_at_fire = self.grabs
 
     def set(self, exposure_us: float | None, gain_db: float | None) -> None:
         self.settings.append((exposure_us, gain_db))
@@ -130,18 +133,56 @@ def test_a_frame_that_is_lost_leaves_its_trigger_out_and_the_next_part_does_not_
 
 def test_a_software_trigger_fires_the_camera_and_the_frame_carries_its_key(make_camera: MakeCamera) -> None:
     camera, driver, taker = make_camera(trigger="software")
-    for key in ("trigger:1", "trigger:2", "trigger:3"):
-        wait_until(lambda: camera.problem is None)
-        camera.trigger(key)
-    wait_until(lambda: driver.fired == 3)
+    wait_until(lambda: camera.problem is None)
+    for number in (1, 2, 3):
+        camera.trigger(f"trigger:{number}")
+        wait_until(lambda number=number: driver.fired == number)
+        driver.script.put(picture(number))
+        wait_until(lambda number=number: len(taker.captures) == number)
+    assert taker.keys == ["trigger:1", "trigger:2", "trigger:3"]
+    assert taker.reasons == [None, None, None]
+
+
+def test_a_trigger_that_the_camera_has_no_time_for_is_refused_and_the_next_part_keeps_its_frame(
+    make_camera: MakeCamera,
+) -> None:
+    camera, driver, taker = make_camera(trigger="software")
+    wait_until(lambda: camera.problem is None)
+    camera.trigger("trigger:1")
+    with pytest.raises(CameraMissingError, match="is busy with trigger:1"):
+        camera.trigger("trigger:2")
     driver.script.put(picture(1))
-    driver.script.put(picture(3))  # the second was lost on the way
-    wait_until(lambda: len(taker.captures) == 3)
-    assert list(zip(taker.keys, taker.reasons, strict=True)) == [
-        ("trigger:1", None),
-        ("trigger:2", Reason.IMAGE_INCOMPLETE),
-        ("trigger:3", None),
-    ]
+    wait_until(lambda: len(taker.captures) == 1)
+    camera.trigger("trigger:3")
+    driver.script.put(picture(2))
+    wait_until(lambda: len(taker.captures) == 2)
+    assert taker.keys == ["trigger:1", "trigger:3"]
+    assert driver.fired == 2
+
+
+def test_a_triggered_frame_that_never_comes_is_answered_and_the_next_part_does_not_answer_for_it(
+    make_camera: MakeCamera,
+) -> None:
+    camera, driver, taker = make_camera(trigger="software", answer_ms=100.0)
+    wait_until(lambda: camera.problem is None)
+    camera.trigger("trigger:1")  # the very first frame of the connection is lost, so that no number tells of it
+    wait_until(lambda: taker.reasons == [Reason.CAMERA_MISSING])
+    wait_until(lambda: driver.closed == 1 and camera.problem is None, what="the camera to be opened again")
+    wait_until(lambda: len(driver.settings) == 2)
+    camera.trigger("trigger:2")
+    driver.script.put(picture(2))
+    wait_until(lambda: len(taker.captures) == 2)
+    assert list(zip(taker.keys, taker.reasons, strict=True)) == [("trigger:1", Reason.CAMERA_MISSING), ("trigger:2", None)]
+
+
+def test_a_camera_may_take_as_long_as_its_exposure(make_camera: MakeCamera) -> None:
+    camera, driver, taker = make_camera(trigger="software", answer_ms=10.0, exposure_us=60_000_000.0)
+    wait_until(lambda: camera.problem is None)
+    camera.trigger("trigger:1")
+    wait_until(lambda: driver.grabs > driver.grabs_at_fire + 5)
+    driver.script.put(picture(1))
+    wait_until(lambda: len(taker.captures) == 1)
+    assert taker.reasons == [None]
 
 
 def test_a_frame_that_nobody_asked_for_is_given_to_no_trigger(make_camera: MakeCamera) -> None:
@@ -304,6 +345,29 @@ def test_a_software_trigger_takes_one_frame_for_its_part(gige: str, tmp_path: Pa
         assert station.live.triggers_and_verdicts == (5, 5)
     finally:
         station.stop()
+
+
+def test_triggers_faster_than_the_camera_leave_parts_undecided_and_give_none_the_frame_of_another(
+    gige: str, tmp_path: Path
+) -> None:
+    source = aravis_source(gige, trigger='"software"', frames_per_second=10.0, timestamps='"camera"')
+    station = station_with(tmp_path, source, more='[trigger]\nkind = "command"\n')
+    try:
+        wait_until(lambda: station.not_ready() is None, what="the camera")
+        verdicts = []
+        for number in range(4):
+            first, second = (
+                station.operate.trigger(Trigger(Part(f"S-{number}{which}", "test"), datetime.now(UTC))) for which in "ab"
+            )
+            verdicts += [first.result(30).message, second.result(30).message]
+    finally:
+        station.stop()
+    assert [verdict["reason"] for verdict in verdicts] == ["below_threshold", "camera_missing"] * 4
+    lapses = [
+        datetime.fromisoformat(verdict["time"]["captured"]) - datetime.fromisoformat(verdict["time"]["triggered"])
+        for verdict in verdicts[::2]
+    ]
+    assert max(lapses) < timedelta(seconds=0.5), "a part was judged by a frame that was taken for a later one"
 
 
 def test_a_camera_that_is_unplugged_is_told_and_found_again(tmp_path: Path) -> None:

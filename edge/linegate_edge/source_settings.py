@@ -23,6 +23,7 @@ class IndustrialSource(Settings):
     device: Annotated[str, Field(max_length=256)] = ""
     trigger: Literal["free_run", "software", "hardware"] = "free_run"
     trigger_line: Name = "Line1"
+    answer_ms: float = Field(default=1000.0, gt=0, le=120_000)
     exposure_us: float | None = Field(default=None, gt=0, le=60_000_000)
     gain_db: float | None = Field(default=None, ge=0, le=96)
     region_xywh: Annotated[tuple[Whole, Whole, Whole, Whole], BeforeValidator(as_tuple)] | None = None

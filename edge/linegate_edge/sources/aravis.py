@@ -9,26 +9,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from linegate.stages import Image, PixelFormat
-from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.source_settings import AravisSource
 from linegate_edge.sources.aravis_library import BGR8, MONO8, RGB8, STATUS_SUCCESS, STATUS_WORDS, AravisLibrary
 from linegate_edge.sources.camera import CameraMissingError, Submit
+from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.industrial import Driver, Grab, IndustrialCamera
+from linegate_edge.sources.pixels import copy_image
 
 _BUFFERS: Final = 8
 _CONTINUOUS: Final = 0
 _FORMATS: Final = {MONO8: PixelFormat.MONO8, RGB8: PixelFormat.RGB8, BGR8: PixelFormat.BGR8}
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FRAME_IDS_16: Final = 65_535
 
 
 def aravis_camera(
@@ -62,9 +62,7 @@ class AravisDriver(Driver):
     def __init__(self, library: AravisLibrary, settings: AravisSource) -> None:
         self._library, self._settings = library, settings
         self._stream: int | None = None
-        self._last_id = 0
-        self._laps = 0
-        self._offset_ns: int | None = None
+        self._clock = CameraClock(settings.timestamps)
         name = settings.device.encode() if settings.device else None
         # Opened without looking around first, a camera may be told a wrong address of this host, and sends its frames there.
         library.update_device_list()
@@ -129,7 +127,7 @@ class AravisDriver(Driver):
 
     def _read(self, buffer: int) -> Grab:
         library = self._library
-        number, captured_at = self._number(library.buffer_get_frame_id(buffer)), self._captured_at(buffer)
+        number, captured_at = int(library.buffer_get_frame_id(buffer)), self._captured_at(buffer)
         status = library.buffer_get_status(buffer)
         if status != STATUS_SUCCESS:
             words = STATUS_WORDS.get(status, f"it has the status {status}")
@@ -145,43 +143,20 @@ class AravisDriver(Driver):
         return Grab(image, pixel_format, number, captured_at, problem)
 
     def _copy(self, buffer: int, pixel_format: PixelFormat) -> Image | None:
-        x, y, width, height = (ctypes.c_int() for _ in range(4))
+        x, y, width, height, padding, below = (ctypes.c_int() for _ in range(6))
         self._library.buffer_get_image_region(buffer, *(ctypes.byref(side) for side in (x, y, width, height)))
+        self._library.buffer_get_image_padding(buffer, ctypes.byref(padding), ctypes.byref(below))
         size = ctypes.c_size_t()
         address = self._library.buffer_get_data(buffer, ctypes.byref(size))
-        channels = 1 if pixel_format is PixelFormat.MONO8 else 3
-        needed = width.value * height.value * channels
-        if not address or needed <= 0 or size.value < needed:
+        if not address:
             return None
-        pixels: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * needed).from_address(address)).copy()
-        shape = (height.value, width.value) if channels == 1 else (height.value, width.value, channels)
-        return pixels.reshape(shape)
-
-    def _number(self, frame_id: int) -> int | None:
-        """Return the frame's number; GigE Vision 1 counts to 65,535 and goes on at 1."""
-        if frame_id == 0:
-            return None
-        if frame_id < self._last_id and self._last_id > _FRAME_IDS_16 - 1000 and frame_id < 1000:
-            self._laps += 1
-        self._last_id = frame_id
-        return self._laps * _FRAME_IDS_16 + int(frame_id)
+        data: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(address))
+        return copy_image(data, (width.value, height.value), pixel_format, padding.value)
 
     def _captured_at(self, buffer: int) -> datetime:
-        """Return when the frame was taken, by the clock that the settings name.
-
-        Of the camera's clock the smallest offset to the host's that was seen counts: that frame was least delayed.
-        """
-        host_ns = int(self._library.buffer_get_system_timestamp(buffer))
-        if host_ns == 0:
-            return utc_now()
-        camera_ns = int(self._library.buffer_get_timestamp(buffer))
-        if self._settings.timestamps == "host" or camera_ns == 0:
-            return _moment(host_ns)
-        if self._settings.timestamps == "ptp":
-            return _moment(camera_ns)
-        offset = host_ns - camera_ns
-        self._offset_ns = offset if self._offset_ns is None else min(self._offset_ns, offset)
-        return _moment(camera_ns + self._offset_ns)
+        """Return when the frame was taken, by the clock that the settings name."""
+        host_ns = int(self._library.buffer_get_system_timestamp(buffer)) or time.time_ns()
+        return self._clock.moment(int(self._library.buffer_get_timestamp(buffer)), host_ns)
 
     def fire(self) -> None:
         """Have the camera take one frame."""
@@ -205,7 +180,3 @@ class AravisDriver(Driver):
         self._library.unref(self._stream)
         self._library.unref(self._camera)
         self._stream = None
-
-
-def _moment(nanoseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)

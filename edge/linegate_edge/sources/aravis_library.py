@@ -49,6 +49,7 @@ _PLAIN: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "arv_buffer_get_status": (c_int, (c_void_p,)),
     "arv_buffer_get_data": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "arv_buffer_get_image_region": (None, (c_void_p, *[POINTER(c_int)] * 4)),
+    "arv_buffer_get_image_padding": (None, (c_void_p, POINTER(c_int), POINTER(c_int))),
     "arv_buffer_get_image_pixel_format": (c_uint32, (c_void_p,)),
     "arv_buffer_get_timestamp": (c_uint64, (c_void_p,)),
     "arv_buffer_get_system_timestamp": (c_uint64, (c_void_p,)),

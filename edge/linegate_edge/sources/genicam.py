@@ -10,20 +10,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from linegate.errors import SettingsError
-from linegate.stages import PixelFormat
+from linegate.stages import Image, PixelFormat
 from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.source_settings import GenicamSource
 from linegate_edge.sources.camera import CameraMissingError, Submit
+from linegate_edge.sources.camera_clock import CameraClock
 from linegate_edge.sources.industrial import Driver, Grab, IndustrialCamera
+from linegate_edge.sources.pixels import CHANNELS, copy_image
 
 try:
     from genicam.genapi import GenericException as GenApiError
@@ -37,8 +38,6 @@ except ImportError as import_error:
 log = logging.getLogger("linegate.source")
 _ENVIRONMENT: Final = "GENICAM_GENTL64_PATH"
 _EVENT_WAIT_MS: Final = 50
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_CHANNELS: Final = {PixelFormat.MONO8: 1, PixelFormat.RGB8: 3, PixelFormat.BGR8: 3}
 _ERRORS: Final = (GenApiError, GenTLError, AttributeError, RuntimeError, ValueError, OSError)
 
 
@@ -85,8 +84,7 @@ class GenicamDriver(Driver):
         self._settings = settings
         self._harvester = Harvester()
         self._acquirer: Any = None
-        self._offset_ns: int | None = None
-        self._number: int | None = None
+        self._clock = CameraClock(settings.timestamps)
         self._incomplete = 0
         try:
             for producer in producers:
@@ -177,9 +175,8 @@ class GenicamDriver(Driver):
             before = self._incomplete
             buffer = self._acquirer.try_fetch(timeout=timeout_s)
             if self._incomplete > before:
-                self._number = None if self._number is None else self._number + 1
                 text = "the frame is incomplete: check network or cable"
-                return Grab(None, PixelFormat.MONO8, self._number, utc_now(), text)
+                return Grab(None, PixelFormat.MONO8, None, utc_now(), text)
             if buffer is None:
                 return None
             try:
@@ -192,7 +189,7 @@ class GenicamDriver(Driver):
             raise CameraMissingError(f"the camera delivers no more: {_words(error)}") from error
 
     def _read(self, buffer: Any) -> Grab:
-        self._number = number = _info(buffer.module, "frame_id")
+        number = _info(buffer.module, "frame_id")
         captured_at = self._captured_at(buffer.module)
         component = buffer.payload.components[0]
         try:
@@ -200,12 +197,17 @@ class GenicamDriver(Driver):
         except ValueError:
             text = f"the camera sends {component.data_format}: set pixel_format to Mono8, RGB8 or BGR8"
             return Grab(None, PixelFormat.MONO8, number, captured_at, text)
-        channels = _CHANNELS[pixel_format]
-        shape = (component.height, component.width) if channels == 1 else (component.height, component.width, channels)
-        if component.data.size < int(np.prod(shape)):
+        image = self._copy(component, pixel_format)
+        if image is None:
             return Grab(None, pixel_format, number, captured_at, "the frame has fewer bytes than its size asks for")
-        image = np.array(component.data[: int(np.prod(shape))], np.uint8).reshape(shape)
         return Grab(image, pixel_format, number, captured_at, encoder=self._encoder())
+
+    @staticmethod
+    def _copy(component: Any, pixel_format: PixelFormat) -> Image | None:
+        size_wh = int(component.width), int(component.height)
+        # harvesters 1.4.3 leaves the padding of lines in `data`; without it there is just the image.
+        is_bare = component.data.size == size_wh[0] * size_wh[1] * CHANNELS[pixel_format]
+        return copy_image(component.data, size_wh, pixel_format, 0 if is_bare else int(component.x_padding))
 
     def count_incomplete(self) -> None:
         """Take note of a buffer that the producer could not fill."""
@@ -222,15 +224,8 @@ class GenicamDriver(Driver):
 
     def _captured_at(self, module: Any) -> datetime:
         """Return when the frame was taken, by the clock that the settings name; the host's where the camera has none."""
-        camera_ns = _info(module, "timestamp_ns") if self._settings.timestamps != "host" else None
-        if not camera_ns:
-            return utc_now()
-        if self._settings.timestamps == "ptp":
-            return _EPOCH + timedelta(microseconds=camera_ns // 1000)
-        host_ns = round((utc_now() - _EPOCH).total_seconds() * 1e9)
-        # The smallest offset that was seen counts: that frame was least delayed.
-        self._offset_ns = min(self._offset_ns or host_ns - camera_ns, host_ns - camera_ns)
-        return _EPOCH + timedelta(microseconds=(camera_ns + self._offset_ns) // 1000)
+        host_ns = time.time_ns()
+        return self._clock.moment(_info(module, "timestamp_ns"), host_ns)
 
     def fire(self) -> None:
         """Have the camera take one frame."""

@@ -3,7 +3,9 @@
 Rules kept here: the acquisition thread copies a buffer into a bounded ring, gives it back and fetches the next; another thread
 hands frames to the line. A frame that is incomplete, or finds the ring full, goes on as a fault and never as a picture. A
 frame belongs to a trigger by the camera's own frame number, so that one lost on the way leaves its number out and the next
-part does not get its frame. How buffers are got is left to the drivers beside this module.
+part does not get its frame. A camera that is busy ignores a software trigger without a word, and no number tells: therefore
+one trigger is under way at a time, and a camera that does not answer it is opened anew. How buffers are got is left to the
+drivers beside this module, the counting of frames to `frame_numbers`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,7 @@ from linegate_edge.metrics import Metrics
 from linegate_edge.records import Capture
 from linegate_edge.source_settings import IndustrialSource
 from linegate_edge.sources.camera import Camera, CameraMissingError, Submit
+from linegate_edge.sources.frame_numbers import FrameNumbers
 
 _POP_S: Final = 0.2
 _SILENT_S: Final = 2.0
@@ -35,8 +37,8 @@ _UNASKED: Final = "trigger:0"  # no trigger has this number, so that the frame i
 class Grab:
     """What a driver fetched: an image of its own (already copied), or the `problem` that it has.
 
-    `number` is the camera's frame number, which grows by one with each frame it took, or None where it has none; `encoder`
-    the conveyor's count that came with the frame.
+    `number` is the camera's frame number as it sent it, or None where it has none; `encoder` the conveyor's count that came
+    with the frame.
     """
 
     image: Image | None
@@ -45,6 +47,14 @@ class Grab:
     captured_at: datetime
     problem: str | None = None
     encoder: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shot:
+    """A software trigger under way: its part's key, and when it was asked for on the monotonic clock."""
+
+    key: str
+    at_s: float
 
 
 class Driver(ABC):
@@ -103,7 +113,7 @@ class IndustrialCamera(Camera):
         self._settings, self._open_driver, self._boot_id = settings, open_driver, boot_id
         self._next_trigger, self._max_pixels = next_trigger, max_pixels
         self._lock = threading.Lock()
-        self._pending: deque[str] = deque()
+        self._shot: _Shot | None = None
         self._commands: _Commands = queue.SimpleQueue()
         self._room = threading.Semaphore(settings.ring_frames)
         self._driver: Driver | None = None
@@ -116,14 +126,18 @@ class IndustrialCamera(Camera):
         """Have the camera take a frame for the part of `key`; returns at once.
 
         Raises:
-            CameraMissingError: it is not there, or is not triggered by the station.
+            CameraMissingError: it is not there, is not triggered by the station, or has not answered the trigger before.
         """
         if self.trigger_mode != "software":
             super().trigger(key)
         with self._lock:
             if self._driver is None:
                 raise CameraMissingError(f"camera {self.camera} is not there: {self.problem or 'is being opened'}")
-            self._pending.append(key)
+            if self._shot is not None:
+                raise CameraMissingError(
+                    f"camera {self.camera} is busy with {self._shot.key}: triggers come faster than it answers them"
+                )
+            self._shot = _Shot(key, time.monotonic())
             self._commands.put(lambda driver: driver.fire())
 
     def configure(self, exposure_us: float | None, gain_db: float | None) -> None:
@@ -162,11 +176,11 @@ class IndustrialCamera(Camera):
         finally:
             with self._lock:
                 self._driver = None
-                lost = list(self._pending)
-                self._pending.clear()
+                shot, self._shot = self._shot, None
             commands.put(None)
-            for key in lost:
-                ring.put(self._fault(key, Reason.CAMERA_MISSING, "the camera went away before it took the frame"))
+            if shot is not None:
+                text = "the camera went away, or did not answer, before its frame came"
+                ring.put(self._fault(shot.key, Reason.CAMERA_MISSING, text))
             ring.put(None)
             for thread in (handing, commanding):
                 if thread.ident is not None:
@@ -175,12 +189,13 @@ class IndustrialCamera(Camera):
         return False
 
     def _acquire(self, driver: Driver, ring: queue.SimpleQueue[Capture | None], failed: list[CameraMissingError]) -> None:
-        last: int | None = None
+        numbers = FrameNumbers()
         count, base = 0, self._next_trigger()
         heard = time.monotonic()
         while not self.stopping.is_set():
             if failed:
                 raise failed[0]
+            self._check_answer()
             grab = driver.grab(_POP_S)
             if grab is None:
                 if time.monotonic() - heard > _SILENT_S:
@@ -188,21 +203,27 @@ class IndustrialCamera(Camera):
                     heard = time.monotonic()
                 continue
             heard = time.monotonic()
-            # A camera without numbers, or one that begins anew, is taken to have lost nothing.
-            missed = grab.number - last - 1 if grab.number is not None and last is not None and grab.number > last else 0
-            last = grab.number
-            for _ in range(missed):
+            for _ in range(numbers.missed_before(grab.number)):
                 count += 1
                 lost = "the frame was lost between camera and station"
                 ring.put(self._fault(self._key(base + count - 1, None), Reason.IMAGE_INCOMPLETE, lost))
             count += 1
             ring.put(self._capture(grab, self._key(base + count - 1, grab.encoder)))
 
+    def _check_answer(self) -> None:
+        """Give a camera up that owes a frame for too long: opened anew, it cannot give a late one to the next part."""
+        with self._lock:
+            shot, exposure_us = self._shot, self._wanted[0] or 0.0
+        limit_ms = self._settings.answer_ms + exposure_us / 1e3
+        if shot is not None and time.monotonic() - shot.at_s > limit_ms / 1e3:
+            raise CameraMissingError(f"no frame came within {limit_ms:g} ms of {shot.key}: see [[source]] answer_ms")
+
     def _key(self, number: int, encoder: int | None) -> str | None:
         """Return what joins a frame to its part: of the trigger that asked for it, of the encoder, or of its number."""
         if self.trigger_mode == "software":
             with self._lock:
-                return self._pending.popleft() if self._pending else _UNASKED
+                shot, self._shot = self._shot, None
+            return shot.key if shot is not None else _UNASKED
         if encoder is not None:
             return f"encoder:{encoder}"
         return f"trigger:{number}" if self.trigger_mode == "hardware" else None
