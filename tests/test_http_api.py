@@ -738,6 +738,7 @@ def test_openapi_describes_every_route_and_the_interactive_pages_are_off(client:
     document = client.get("/openapi.json").json()
     routes = {(path, method): route for path, item in document["paths"].items() for method, route in item.items()}
     assert {path for path, _ in routes} == {
+        "/commands",
         "/frames",
         "/live/events",
         "/live/state",

@@ -127,7 +127,7 @@ def test_a_frame_that_is_lost_leaves_its_trigger_out_and_the_next_part_does_not_
     for number in (100, 101, 104):
         driver.script.put(picture(number))
     wait_until(lambda: len(taker.captures) == 5)
-    assert taker.keys == ["trigger:7", "trigger:8", "trigger:9", "trigger:10", "trigger:11"]
+    assert taker.keys == ["pulse:7", "pulse:8", "pulse:9", "pulse:10", "pulse:11"]
     assert taker.reasons == [None, None, Reason.IMAGE_INCOMPLETE, Reason.IMAGE_INCOMPLETE, None]
 
 
@@ -201,7 +201,7 @@ def test_an_incomplete_frame_is_a_fault_with_its_key_and_never_a_picture(make_ca
     driver.script.put(picture(2))
     wait_until(lambda: len(taker.captures) == 2)
     assert taker.reasons == [Reason.IMAGE_INCOMPLETE, None]
-    assert taker.keys == ["trigger:1", "trigger:2"]
+    assert taker.keys == ["pulse:1", "pulse:2"]
 
 
 def test_triggers_in_hand_are_answered_when_the_camera_goes_away_and_it_comes_back(make_camera: MakeCamera) -> None:

@@ -373,3 +373,23 @@ def test_a_mistake_in_recipes_is_named_before_anything_starts(make: MakeParts, r
 def test_more_failing_views_than_there_are_views_is_a_mistake(make: MakeParts) -> None:
     with pytest.raises(SettingsError, match="recipe 'flange': min_failing_views must be from 1 to 2, got 3"):
         make(recipes=TWO_VIEWS.replace("default = true", "default = true\nmin_failing_views = 3"))
+
+
+def test_a_frame_taken_after_the_next_trigger_is_never_judged_as_the_part_before(make: MakeParts) -> None:
+    station = make(COMMAND + '[recipe]\nname = "one"\n', recipes='[model]\npackage = "strict"\n')
+    first = station.line.trigger(trigger("first"))
+    station.line.trigger(trigger("second"))
+    picture = spot_picture(defect=False, seed=1)
+    taken = Frame(picture, PixelFormat.MONO8, "f2", "wired", "main", 1, datetime.now(UTC))  # in truth the second's
+    station.line.submit(Capture(Part("?", "counter"), taken, key="pulse:1"))
+    message = first.result(30).message
+    assert (message["decision"], message["reason"]) == ("undecided", Reason.FRAME_OF_ANOTHER_PART)
+
+
+def test_a_frame_of_a_burst_that_was_taken_in_time_is_judged(make: MakeParts) -> None:
+    station = make(COMMAND, recipes='[model]\npackage = "strict"\n')
+    first = station.line.trigger(trigger("first"))
+    taken = Frame(spot_picture(defect=False), PixelFormat.MONO8, "f1", "wired", "main", 1, datetime.now(UTC))
+    station.line.trigger(trigger("second"))
+    station.line.submit(Capture(Part("?", "counter"), taken, key="pulse:1"))
+    assert first.result(30).message["decision"] == "pass"

@@ -12,6 +12,7 @@ import functools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -29,7 +30,7 @@ from linegate_edge.judging import Judging
 from linegate_edge.live import Live
 from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
-from linegate_edge.parts import HeldFrame, OpenPart, PartTable, serial_key
+from linegate_edge.parts import HeldFrame, OpenPart, PartTable, as_fault, serial_key
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.records import Capture, Look, Mode, Recorded, Trigger
 from linegate_edge.settings import StationSettings
@@ -41,6 +42,7 @@ log = logging.getLogger("linegate.line")
 _PUT_S: Final = 0.5
 _TICK_S: Final = 0.05
 _SHORTEST_WAIT_S: Final = 0.002
+_TRIGGERS_KEPT: Final = 256
 _OLDEST_MS: Final = 60_000.0
 
 TriggerCameras = Callable[[LoadedRecipe, str], list[FrameFault]]
@@ -74,6 +76,7 @@ class Line:
         self._lock = threading.Lock()
         self._parts = PartTable()
         self._number = 0
+        self._triggered_at: deque[datetime] = deque(maxlen=_TRIGGERS_KEPT)  # of the last triggers, the newest last
         self.workers = Workers(workers, settings.limits.queue_frames, settings.model.timeout_ms / 1e3)
         self.writer = Writer(
             store,
@@ -139,10 +142,11 @@ class Line:
         origins = [trigger.origin] if trigger.origin is not None else []
         with self._lock:
             self._number += 1
-            keys = [f"trigger:{self._number}", serial_key(trigger.part)]
+            keys = [f"trigger:{self._number}", f"pulse:{self._number}", serial_key(trigger.part)]
             if trigger.encoder is not None:
                 keys.append(f"encoder:{trigger.encoder}")
             at = trigger.triggered_at
+            self._triggered_at.append(at)
             opened = self._open(trigger.part, recipe, at, tuple(keys), origins, triggered_at=at)
             opened.journalled = True
             # Before a frame can complete the part: the writer must hear of the trigger before it hears of the verdict.
@@ -174,6 +178,7 @@ class Line:
         self._check_open()
         if (known := self._known(capture.origin)) is not None:
             return known
+        capture = self._checked(capture)
         reserved = self._reserve(capture.item, wait)
         recipe = self.book.for_part(capture.part)
         key = self._key_of(capture, recipe)
@@ -280,6 +285,22 @@ class Line:
             return None
         done.set_result(recorded)
         return done
+
+    def _checked(self, capture: Capture) -> Capture:
+        """Return a frame as a fault where a wire triggered it after the trigger that followed its own.
+
+        A camera that ignored a pulse of the wire counts one behind from then on: its frames are those of the next parts.
+        """
+        kind, _, number = (capture.key or "").partition(":")
+        if kind != "pulse" or not number.isdigit() or not isinstance(capture.item, Frame):
+            return capture
+        with self._lock:
+            newer = self._number - int(number)  # how many triggers came after this one
+            following = self._triggered_at[-newer] if 0 < newer <= len(self._triggered_at) else None
+        if following is None or capture.item.captured_at < following:
+            return capture
+        text = "the frame was taken after the next part's trigger: the camera has missed one, and must be opened anew"
+        return replace(capture, item=as_fault(capture.item, Reason.FRAME_OF_ANOTHER_PART, text))
 
     def _reserve(self, item: Frame | FrameFault, wait: bool) -> bool:
         """Take a place in the queue; False where there is none or none is needed."""

@@ -24,7 +24,8 @@ class Capture:
 
     `origin` names the picture for good (a file's name and time, a client's idempotency key): a picture whose origin is
     already in the store is not judged a second time. `key` joins the frames of several views to one part
-    (`"trigger:17"`, `"encoder:123456"`, `"serial:A-17"`); without one the frame is a part of its own.
+    (`"trigger:17"`, `"pulse:17"` where a wire gave it, `"encoder:123456"`, `"serial:A-17"`); without one the frame is a part of
+    its own.
     """
 
     part: Part

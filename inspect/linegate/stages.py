@@ -56,6 +56,7 @@ class Reason(StrEnum):
     NO_VIEW = "no_view"
     NO_RECIPE = "no_recipe"
     TOO_FEW_VIEWS_FAIL = "too_few_views_fail"
+    FRAME_OF_ANOTHER_PART = "frame_of_another_part"
     CAMERA_MISSING = "camera_missing"
     DEADLINE_MISSED = "deadline_missed"
     QUEUE_FULL = "queue_full"

@@ -177,14 +177,21 @@ def _add_live(app: FastAPI, feed: LiveFeed, stopping: threading.Event) -> None:
 
 
 def _add_records(app: FastAPI, store_path: Path, evidence: EvidenceFolder) -> None:
-    @app.get("/verdicts/{verdict_id}", tags=["records"], responses=_errors(404), summary="A verdict")
-    def get_verdict(verdict_id: str) -> VerdictMessage:
+    @app.get(
+        "/verdicts/{verdict_id}",
+        tags=["records"],
+        response_model=VerdictMessage,
+        responses=_errors(404),
+        summary="A verdict",
+    )
+    def get_verdict(verdict_id: str) -> Response:
         """Return the verdict message of a part, as the store keeps it (`published` is null there)."""
         with contextlib.closing(StoreReader(store_path)) as reader:
             message = reader.verdict(verdict_id)
         if message is None:
             raise HTTPException(404, f"this station has no verdict '{verdict_id[:64]}'")
-        return VerdictMessage.model_validate(message)
+        # As it was stored: an older release may have written fewer fields.
+        return JSONResponse(message)
 
     @app.get(
         "/evidence/{name}",

@@ -226,7 +226,7 @@ class IndustrialCamera(Camera):
             return shot.key if shot is not None else _UNASKED
         if encoder is not None:
             return f"encoder:{encoder}"
-        return f"trigger:{number}" if self.trigger_mode == "hardware" else None
+        return f"pulse:{number}" if self.trigger_mode == "hardware" else None
 
     def _capture(self, grab: Grab, key: str | None) -> Capture:
         self._sequence += 1
