@@ -155,3 +155,9 @@ def test_what_a_real_station_says_is_valid_by_the_contract(mosquitto: Mosquitto,
     for _, answer, _ in mes.answers:
         validator("answer").validate(answer)
     mes.close()
+
+
+def test_the_verdict_that_the_readme_shows_is_valid_by_the_schema() -> None:
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("```json\n")[1].split("```")[0]
+    validator("verdict").validate(json.loads(shown))
+    assert json.loads(shown).keys() == EXAMPLES["verdict"][0].keys()
