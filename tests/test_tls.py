@@ -63,17 +63,24 @@ class TlsMes:
 
     def __init__(self, plant: Plant) -> None:
         self.sequences: list[int] = []
+        self.states: list[str] = []
         ready = threading.Event()
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="mes", protocol=mqtt.MQTTv5)
         context = ssl.create_default_context(cafile=str(plant.folder / "ca.pem"))
         context.load_cert_chain(plant.folder / "mes.pem", plant.folder / "mes.key")
         self._client.tls_set_context(context)
-        self._client.on_connect = lambda client, *_: client.subscribe(f"{PLANT}/+/+/+/vision/v1/verdict", qos=1)
+        self._client.on_connect = lambda client, *_: client.subscribe(f"{PLANT}/+/+/+/vision/v1/#", qos=1)
         self._client.on_subscribe = lambda *_: ready.set()
-        self._client.on_message = lambda _c, _d, message: self.sequences.append(json.loads(message.payload)["sequence"])
+        self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", plant.port)
         self._client.loop_start()
         assert ready.wait(10)
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        if message.topic.endswith("/verdict"):
+            self.sequences.append(json.loads(message.payload)["sequence"])
+        elif message.topic.endswith("/state"):
+            self.states.append(json.loads(message.payload)["state"])
 
     def close(self) -> None:
         self._client.disconnect()
@@ -181,6 +188,22 @@ def test_a_certificate_that_is_replaced_is_used_without_a_restart(
     wait_until(lambda: (value("linegate_broker_connections_total") or 0) > (connections or 0), what="a new connection")
     submit(station, 5, start=5)[-1].result(30)
     wait_until(lambda: set(tls_mes.sequences) == set(range(1, 11)))
+
+
+def test_a_renewal_is_no_outage_to_the_mes(
+    plant: Plant, make_tls_station: MakeTlsStation, tls_mes: TlsMes, caplog: pytest.LogCaptureFixture
+) -> None:
+    station = make_tls_station(f"settle_s = 600\n{RIGHT}")
+    submit(station, 20)[-1].result(30)
+    wait_until(lambda: len(tls_mes.sequences) == 20 and tls_mes.states == ["online"])
+    with caplog.at_level("WARNING", "linegate.publish"):
+        plant.issue("tiles", plant.ca)
+        wait_until(lambda: len(tls_mes.states) > 1, what="the next connection")
+        submit(station, 5, start=20)[-1].result(30)
+        wait_until(lambda: len(tls_mes.sequences) >= 25)
+    assert tls_mes.states == ["online", "online"], "the last will told of a death that was none"
+    assert tls_mes.sequences == list(range(1, 26)), "a connection that ended in good order has settled: nothing is repeated"
+    assert "verdicts wait in the outbox" not in caplog.text
 
 
 def test_half_a_certificate_leaves_the_connection_as_it_is(

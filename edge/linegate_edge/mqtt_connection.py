@@ -116,6 +116,7 @@ class Connection:
         self._state_sent_at = 0.0
         self._state_key: object = None
         self._files, self._files_looked_at = fingerprint(self._settings), time.monotonic()
+        self._renewing = False
         self._client = self._make_client()
         self._commands = CommandChannel(
             self._client,
@@ -183,7 +184,7 @@ class Connection:
         log.info("broker %s:%d: connected", settings.host, settings.port)
 
     def serve(self) -> None:
-        """Send what the outbox holds, and the state, until the connection ends.
+        """Send what the outbox holds, and the state, until the station stops or has new certificates.
 
         Raises:
             DisconnectedError: it has ended.
@@ -192,27 +193,26 @@ class Connection:
         while not self._loop.abandoned.is_set():
             now = time.monotonic()
             self._heed_confirmations()
-            self._fill(now)
+            if not self._renewing:
+                self._fill(now)
             self._send_state_when_due(now)
             self._watch_files(now)
             self._commands.send_due()
-            if self._loop.stopping.is_set():
+            leaving = self._renewing or self._loop.stopping.is_set()
+            if leaving:
                 stop_at = stop_at or now + FAREWELL_S
                 if (not self._inflight and self._commands.idle) or now > stop_at:
                     return
             if self._inflight and now - self._oldest_sent > self._settings.ack_timeout_s:
-                raise DisconnectedError(f"acknowledged nothing for {self._settings.ack_timeout_s:g} s")
-            self._exchange(0.05 if self._loop.stopping.is_set() else TICK_S)
+                self._ended = f"acknowledged nothing for {self._settings.ack_timeout_s:g} s"  # so what it did has not settled
+                raise DisconnectedError(self._ended)
+            self._exchange(0.05 if leaving else TICK_S)
             if self._ended is not None:
                 raise DisconnectedError(self._ended)
 
     def _watch_files(self, now: float) -> None:
-        """End the connection when its certificates were replaced by others that can be used.
-
-        Raises:
-            DisconnectedError: they were; the next connection uses them.
-        """
-        if now - self._files_looked_at < _FILES_EVERY_S:
+        """Have the connection end in good order when its certificates were replaced by others that can be used."""
+        if self._renewing or now - self._files_looked_at < _FILES_EVERY_S:
             return
         self._files_looked_at = now
         files = fingerprint(self._settings)
@@ -224,19 +224,25 @@ class Connection:
         except SettingsError as error:  # half of them may be written by now: look again when the rest has come
             log.warning("new certificates cannot be used, the connection goes on with the old ones: %s", error)
             return
-        raise DisconnectedError("is connected to anew, with the new certificates")
+        log.info("broker %s:%d: connecting anew, with the new certificates", self._settings.host, self._settings.port)
+        self._renewing = True
 
     def close(self) -> None:
-        """Say goodbye where the station stops, and let the connection go."""
-        if self._accepted and self._ended is None and self._loop.stopping.is_set() and not self._loop.abandoned.is_set():
+        """Say goodbye where the station stops or has new certificates, and let the connection go."""
+        stopping = self._loop.stopping.is_set()
+        in_order = self._accepted and self._ended is None and not self._loop.abandoned.is_set()
+        if in_order and stopping:
             message = self._link.state("stopped").model_dump_json()
             info = self._client.publish(self._topics["state"], message, qos=1, retain=True, properties=self._properties)
             deadline = time.monotonic() + 2.0
             with contextlib.suppress(OSError, ValueError, DisconnectedError):
                 while not info.is_published() and self._ended is None and time.monotonic() < deadline:
                     self._exchange(0.05)
+        if in_order and (stopping or self._renewing):
             self._settle(math.inf)
+            # A connection that only breaks off would have the broker publish the last will: `lost`, at each renewal.
             self._client.disconnect()
+        if in_order and stopping:
             self._link.live.set_broker(False, "the station has stopped")
         self._loop.socket = None
         self._commands.end()
