@@ -141,7 +141,7 @@ def test_the_right_certificate_is_let_in_and_every_verdict_arrives(make_tls_stat
         ("ended", "refuses this station's certificate, which has expired"),
         ("broker_not_trusted", "shows a certificate that no CA in [mqtt] ca_file has signed"),
         ("other_name", "shows a certificate for another name than localhost"),
-        ("no_tls", "closed the connection|connection is lost|said nothing"),
+        ("no_tls", "closes the connection without an answer: check .* tls where the port is one for TLS"),
     ],
 )
 def test_a_wrong_certificate_is_told_in_one_line_and_nothing_is_lost_until_the_right_one_comes(
@@ -171,6 +171,15 @@ def test_a_wrong_certificate_is_told_in_one_line_and_nothing_is_lost_until_the_r
     plant.issue("tiles", plant.ca)
     make_tls_station(RIGHT)
     wait_until(lambda: set(tls_mes.sequences) == set(range(1, 21)), what="what waited in the outbox")
+
+
+def test_tls_on_a_port_in_clear_is_told_with_the_mend(
+    plant: Plant, make_tls_station: MakeTlsStation, mosquitto: Mosquitto
+) -> None:
+    plant.port = mosquitto.port
+    station = make_tls_station(RIGHT)
+    wait_until(lambda: "breaks the TLS handshake off" in told(station))
+    assert "check [mqtt] port, or set tls = false" in told(station)
 
 
 def test_a_certificate_that_is_replaced_is_used_without_a_restart(

@@ -38,7 +38,7 @@ from linegate_edge.metrics import Metrics
 from linegate_edge.mqtt_commands import MOST_ANSWERS_IN_FLIGHT, CommandBox, CommandChannel
 from linegate_edge.settings import MqttSection
 from linegate_edge.store import StoreReader
-from linegate_edge.tls import explain, fingerprint, make_context, words_for, words_for_refusal
+from linegate_edge.tls import NO_TLS_HERE, explain, fingerprint, make_context, words_for, words_for_refusal
 
 log = logging.getLogger("linegate.publish")
 TICK_S: Final = 0.5
@@ -167,6 +167,8 @@ class Connection:
             raise DisconnectedError(words_for_refusal(error, settings.host)) from error
         except OSError as error:
             words = words_for(str(error)) or f"cannot be reached ({error.strerror or error}): check [mqtt] host and port"
+            if settings.tls and isinstance(error, ssl.SSLEOFError | ConnectionResetError):
+                words = NO_TLS_HERE
             raise DisconnectedError(words) from error
         self._loop.socket = self._client.socket()
         deadline = time.monotonic() + settings.connect_timeout_s
@@ -372,7 +374,9 @@ class Connection:
             self._link.live.set_broker(True, text)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
-        self._ended = self._ended or words_for(self._logged) or self._refused or f"the connection is lost ({code})"
+        unanswered = "closes the connection without an answer: check [mqtt] port, and tls where the port is one for TLS"
+        lost = f"the connection is lost ({code})" if self._accepted else unanswered
+        self._ended = self._ended or words_for(self._logged) or self._refused or lost
 
     def _on_log(self, _client: Any, _data: Any, level: int, text: str) -> None:
         # paho swallows what TLS says of a broken connection; its log has it.

@@ -31,6 +31,7 @@ _ALERTS: Final = {
     "PROTOCOL_VERSION": "speaks no TLS 1.2 or later: update the broker",
     "WRONG_VERSION_NUMBER": "does not speak TLS on this port: check [mqtt] port, or set tls = false",
 }
+NO_TLS_HERE: Final = "breaks the TLS handshake off: does it speak TLS on this port? check [mqtt] port, or set tls = false"
 
 
 def make_context(settings: MqttSection) -> ssl.SSLContext | None:
