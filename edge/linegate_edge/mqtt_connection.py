@@ -55,8 +55,7 @@ class Link:
 
     settings: MqttSection
     station_topic: str
-    username: str | None
-    password: str | None
+    login: Callable[[], tuple[str | None, str | None]]
     acknowledge: Callable[[Sequence[int]], None]
     puback: Callable[[int], None]
     state: Callable[[Literal["online", "stopped", "lost"]], StateMessage]
@@ -137,8 +136,9 @@ class Connection:
         )
         client.connect_timeout = self._settings.connect_timeout_s
         client.max_inflight_messages_set(self._window + 8)  # 8 for state and answers; before connecting, or it is not heeded
-        if self._link.username is not None:
-            client.username_pw_set(self._link.username, self._link.password)
+        username, password = self._link.login()  # anew each time: a password may have been changed meanwhile
+        if username is not None:
+            client.username_pw_set(username, password)
         context = make_context(self._settings)
         if context is not None:
             client.tls_set_context(context)

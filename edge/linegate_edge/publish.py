@@ -57,11 +57,12 @@ class Publisher:
     ) -> None:
         self.on_puback: Callable[[int], None] = _ignore
         """Told the sequence number of each verdict that the broker has acknowledged, from the loop's thread."""
-        make_context(settings)  # files that cannot be used are told before anything starts
-        username, password = credentials(settings)
+        # Files that cannot be used are told before anything starts; each connection then reads them anew.
+        make_context(settings)
+        credentials(settings)
         self._box = CommandBox(take_command, self.wake)
         self._link = Link(
-            settings, station_topic, username, password, acknowledge, self._puback, state, live, metrics, self._box
+            settings, station_topic, lambda: credentials(settings), acknowledge, self._puback, state, live, metrics, self._box
         )
         self._store_path = store_path
         self._stopping = threading.Event()
