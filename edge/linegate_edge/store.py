@@ -28,6 +28,7 @@ from linegate_edge.records import Recorded
 from linegate_edge.schema import MIGRATIONS
 from linegate_edge.selection import SPANS, Selection, page_query
 
+_CACHE_KIB: Final = 512
 DATABASE_FILE: Final = "linegate.sqlite3"
 LOCK_FILE: Final = "lock"
 
@@ -71,7 +72,8 @@ class Store:
             self._db = apsw.Connection(str(self.path))
             self._db.set_busy_timeout(5_000)
             # One by one: apsw stops at the first row, and would not run what follows a statement that gives one.
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            # A small cache, full within minutes: the kernel's holds the rest, and the station does not grow with its store.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"cache_size=-{_CACHE_KIB}"):
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
             self._migrate(station_topic)
             self._identity = _identity(self.path)
