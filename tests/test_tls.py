@@ -20,6 +20,7 @@ from linegate.errors import SettingsError
 from linegate_edge.doctor_broker import broker_findings
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
+from simulators.tcp_proxy import TcpProxy
 
 DEPLOY = Path(__file__).parents[1] / "edge" / "deploy" / "mosquitto"
 PLANT = "acme/graz"
@@ -103,11 +104,11 @@ def make_tls_station(plant: Plant) -> Iterator[MakeTlsStation]:
     write_spot_package(plant.folder / "package")
     stations: list[Station] = []
 
-    def make(lines: str, *, host: str = "127.0.0.1", topic: str = TOPIC) -> Station:
+    def make(lines: str, *, host: str = "127.0.0.1", port: int | None = None, topic: str = TOPIC) -> Station:
         path = plant.folder / "STATION.toml"
         path.write_text(
             f'[station]\ntopic = "{topic}"\n[model]\npackage = "package"\n[http]\nport = 0\n[evidence]\nmin_free_mib = 0\n'
-            f'[mqtt]\nhost = "{host}"\nport = {plant.port}\nbackoff_max_s = 0.3\n{lines}'
+            f'[mqtt]\nhost = "{host}"\nport = {port or plant.port}\nbackoff_max_s = 0.3\n{lines}'
         )
         station = Station(load_station(path))
         station.start()
@@ -213,6 +214,44 @@ def test_a_renewal_is_no_outage_to_the_mes(
     assert tls_mes.states == ["online", "online"], "the last will told of a death that was none"
     assert tls_mes.sequences == list(range(1, 26)), "a connection that ended in good order has settled: nothing is repeated"
     assert "verdicts wait in the outbox" not in caplog.text
+
+
+@pytest.fixture
+def proxy(plant: Plant) -> Iterator[TcpProxy]:
+    between = TcpProxy(plant.port)
+    yield between
+    between.swallowing = False  # or its threads never end
+    between.close()
+
+
+PATIENCE = "ack_timeout_s = 1.0\nconnect_timeout_s = 1.0\nsettle_s = 0.5\n"
+
+
+def test_a_handshake_that_the_network_swallows_is_told_and_tried_again(
+    proxy: TcpProxy, make_tls_station: MakeTlsStation, tls_mes: TlsMes
+) -> None:
+    proxy.swallowing = True
+    station = make_tls_station(RIGHT + PATIENCE, port=proxy.port)
+    submit(station, 10)[-1].result(30)
+    wait_until(lambda: "took no connection in 1 s, or did not finish TLS" in told(station))
+    assert tls_mes.sequences == []
+    proxy.swallowing = False
+    wait_until(lambda: set(tls_mes.sequences) == set(range(1, 11)), what="what waited in the outbox")
+
+
+def test_tls_that_is_cut_in_a_record_or_swallowed_loses_nothing(
+    proxy: TcpProxy, make_tls_station: MakeTlsStation, tls_mes: TlsMes
+) -> None:
+    proxy.cut_after = 30_000
+    station = make_tls_station(RIGHT + PATIENCE, port=proxy.port)
+    submit(station, 120)[-1].result(30)
+    wait_until(lambda: proxy.cuts == 1 and set(tls_mes.sequences) == set(range(1, 121)), what="all verdicts after the cut")
+    proxy.swallowing = True
+    submit(station, 40, start=120)[-1].result(30)
+    wait_until(lambda: not station.live.broker.connected, what="the station to notice")
+    proxy.swallowing = False
+    wait_until(lambda: set(tls_mes.sequences) == set(range(1, 161)), what="all verdicts after the silence")
+    assert station.live.triggers_and_verdicts == (160, 160)
 
 
 def test_half_a_certificate_leaves_the_connection_as_it_is(

@@ -165,6 +165,10 @@ class Connection:
             self._client.connect(settings.host, settings.port, keepalive=settings.keepalive_s, **clean)
         except ssl.SSLCertVerificationError as error:
             raise DisconnectedError(words_for_refusal(error, settings.host)) from error
+        except TimeoutError as error:
+            tls = ", or did not finish TLS" if settings.tls else ""
+            words = f"took no connection in {settings.connect_timeout_s:g} s{tls}"
+            raise DisconnectedError(f"{words}: check the network, [mqtt] host and port") from error
         except OSError as error:
             words = words_for(str(error)) or f"cannot be reached ({error.strerror or error}): check [mqtt] host and port"
             if settings.tls and isinstance(error, ssl.SSLEOFError | ConnectionResetError):

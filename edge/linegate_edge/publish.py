@@ -104,7 +104,7 @@ class Publisher:
         return _Loop(self._link, self._store_path, self._stopping)
 
     def _watch(self) -> None:
-        longest_s = self._link.settings.connect_timeout_s + _HANG_MARGIN_S
+        longest_s = 2 * self._link.settings.connect_timeout_s + _HANG_MARGIN_S  # once for TCP, once for TLS
         while not self._stopping.wait(TICK_S):
             silent_s = time.monotonic() - self._loop.state.heartbeat
             if self._loop.is_alive() and silent_s < longest_s:
