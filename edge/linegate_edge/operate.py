@@ -6,6 +6,7 @@ restart; nothing here waits for a camera, a disk or the broker. How the wish com
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
@@ -19,10 +20,10 @@ KEPT_RECIPE: Final = "recipe"
 
 
 class Operate:
-    """A station's handles; all methods may be called from any thread."""
+    """A station's handles; all methods may be called from any thread. `on_recipe` is called after a change-over."""
 
-    def __init__(self, line: Line, store: Store) -> None:
-        self._line, self._store = line, store
+    def __init__(self, line: Line, store: Store, on_recipe: Callable[[], None] = lambda: None) -> None:
+        self._line, self._store, self._on_recipe = line, store, on_recipe
 
     def trigger(self, trigger: Trigger) -> Future[Recorded]:
         """Open a part and return the future of its verdict.
@@ -42,6 +43,7 @@ class Operate:
         """
         recipe = self._line.book.choose(name)
         self._line.writer.keep(KEPT_RECIPE, name)
+        self._on_recipe()
         return recipe.digest
 
     def recipes(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ from uuid import uuid4
 import cv2
 
 from linegate import __version__
-from linegate.errors import StationError
+from linegate.errors import SettingsError, StationError
 from linegate.stages import FrameFault, Reason
 from linegate_edge.dispatch import Dispatch
 from linegate_edge.evidence import EvidenceFolder, Retention
@@ -90,7 +90,7 @@ class Station:
                 trigger_cameras=self._trigger_cameras,
                 on_replay=lambda first, last: self.publisher.replayed(first, last),
             )
-            self.operate = Operate(self.line, self._store)
+            self.operate = Operate(self.line, self._store, self._set_running_cameras)
             self.dispatch = Dispatch(
                 self.operate, topic, self.boot_id, self.metrics, lambda confirmed: self.publisher.confirm(confirmed)
             )
@@ -120,6 +120,8 @@ class Station:
                 )
                 for source in settings.source
             ]
+            self._check_exposures()
+            self._set_running_cameras()
             self._plc = self._make_plc()
             app = create_app(
                 live=self.live,
@@ -222,6 +224,7 @@ class Station:
             LinegateError: they cannot be used; nothing was changed.
         """
         self.book.reload(settings)
+        self._set_running_cameras()
         self.line.health.use(settings.health)
         self.line.writer.plant_codes = settings.plant_codes
         self._evidence.settings = settings.evidence
@@ -260,6 +263,28 @@ class Station:
             self.book.choose(kept)
         elif kept is not None:
             log.warning("recipe '%s' was in force and is no more: going on with '%s'", kept, self.book.active.name)
+
+    def _check_exposures(self) -> None:
+        """Refuse exposure or gain for a camera that Linegate cannot set: the verdict would rest on a setting that is none.
+
+        Raises:
+            SettingsError: a recipe asks for one.
+        """
+        for recipe in self.book.recipes.values():
+            for name, view in recipe.views.items():
+                fixed = [camera.camera for camera in self.cameras if camera.view == name and not camera.settable]
+                if fixed and (view.exposure_us is not None or view.gain_db is not None):
+                    mend = "take exposure_us and gain_db out, or use kind = 'aravis' or 'genicam'"
+                    raise SettingsError(
+                        f"recipe '{recipe.name}' sets view '{name}', but camera {fixed[0]} cannot be set: {mend}"
+                    )
+
+    def _set_running_cameras(self) -> None:
+        """Set the cameras in free run for the recipe in force; those that are triggered are set with each part."""
+        for camera in self.cameras:
+            view = self.book.active.views.get(camera.view)
+            if view is not None and camera.trigger_mode == "free_run" and camera.settable:
+                camera.configure(view.exposure_us, view.gain_db)
 
     def _trigger_cameras(self, recipe: LoadedRecipe, key: str) -> list[FrameFault]:
         """Set the cameras of a recipe and have them take a frame for `key`; return a fault for each that is not there."""

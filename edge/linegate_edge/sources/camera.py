@@ -31,6 +31,8 @@ class Camera(threading.Thread, ABC):
     """One camera of a station, which looks at one view; `problem` is why it delivers nothing, in one line, or None."""
 
     trigger_mode: Literal["free_run", "software", "hardware"] = "free_run"
+    settable = False
+    """Whether `configure` sets anything."""
 
     def __init__(self, camera: str, submit: Submit, metrics: Metrics, retry_s: float, view: str = VIEW) -> None:
         super().__init__(name=f"source-{camera}", daemon=True)

@@ -96,6 +96,8 @@ class IndustrialCamera(Camera):
     that is triggered by wire are counted.
     """
 
+    settable = True
+
     def __init__(
         self,
         settings: IndustrialSource,
