@@ -83,7 +83,7 @@ class Line:
             evidence,
             live,
             metrics,
-            behind=lambda: self.workers.waiting > 0,
+            behind=lambda: self.workers.waiting > workers,
             on_commit=on_commit,
             plant_codes=plant_codes,
             on_replay=on_replay,

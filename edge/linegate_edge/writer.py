@@ -167,9 +167,9 @@ class Writer(threading.Thread):
     def _next_batch(self) -> tuple[_Batch, bool]:
         """Return what to commit at once, and whether more may come.
 
-        A part that came alone is committed alone, without delay. While frames wait for a worker, the line is behind
-        anyhow, and parts are gathered for a moment: an fsync for several costs as much as an fsync for one. Meanwhile this
-        thread sleeps, for to be woken for each part would cost the workers more than the commit.
+        A part that came alone is committed alone, without delay. While more frames wait than there are workers, the line is
+        behind anyhow, and parts are gathered for a moment: an fsync for several costs as much as an fsync for one. Meanwhile
+        this thread sleeps, for to be woken for each part would cost the workers more than the commit.
         """
         batch: _Batch = []
         try:
