@@ -2,7 +2,7 @@
 
 Parts come by two cameras while broker, station, camera and frames are broken at random, by seed. At the end everything is
 left in peace until the outbox is empty; then parts = verdicts = received must hold, part by part, or the exit status is 1.
-What can only be broken from inside the process (a model that hangs, a full disk, a clock that is set) is in the tests.
+What can only be broken from inside the process (a model that hangs, a clock that is set, power loss) is in the tests.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from linegate.errors import SettingsError, StationError
 from linegate.images import encode_png
 from linegate.package import ModelPackage
 from linegate.stages import PixelFormat
-from linegate_edge.soak_world import TOPIC, Broker, FolderCamera, Mes, Process, PushCamera, free_port, station_process
+from linegate_edge.soak_world import TOPIC, Broker, FolderCamera, Mes, OwnDisk, Process, PushCamera, free_port, station_process
 from linegate_edge.store import DATABASE_FILE, StoreReader
 
 _SETTLE_TIMEOUT_S: Final = 120.0
+_SHORT_S, _LONGEST_S = 6.0, 180.0
+_DISK_FULL: Final = "disk full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,9 @@ class _World:
     station: Process
     push: PushCamera
     folder: FolderCamera
+    disk: OwnDisk
     rest: Callable[[float], None]
+    longest_s: float
     pace: random.Random
 
 
@@ -55,6 +59,8 @@ def run_soak(
     with tempfile.TemporaryDirectory(prefix="linegate-soak-") as name:
         folder = Path(name)
         broker = Broker(folder / "broker")
+        disk = OwnDisk(folder / "var")
+        left_out = {_DISK_FULL: disk.why_not} if disk.why_not is not None else {}
         port = free_port()
         settings = folder / "STATION.toml"
         settings.write_text(
@@ -73,8 +79,9 @@ def run_soak(
             station.start()
             push.start()
             camera.start()
-            world = _World(broker, station, push, camera, time.sleep, random.Random(seed))
-            broken = _break_things(world, sorted(faults or FAULTS), minutes, as_json)
+            longest_s = min(_LONGEST_S, max(_SHORT_S, minutes * 60 / 20))
+            world = _World(broker, station, push, camera, disk, time.sleep, longest_s, random.Random(seed))
+            broken = _break_things(world, sorted(set(faults or FAULTS) - left_out.keys()), minutes, as_json)
             push.stop()
             camera.stop()
             push.join()
@@ -87,7 +94,8 @@ def run_soak(
             mes.close()
             station.kill()
             broker.kill()
-    account |= {"faults": dict(broken), "station_exit_status": status, "minutes": minutes, "seed": seed}
+            disk.close()
+    account |= {"faults": dict(broken), "left_out": left_out, "station_exit_status": status, "minutes": minutes, "seed": seed}
     account["exact"] = account["exact"] and status == 0
     _print(account, as_json)
     return 0 if account["exact"] else 1
@@ -123,8 +131,21 @@ def _kill_broker(world: _World) -> None:
 def _freeze_broker(world: _World) -> None:
     """Let the broker accept connections and say nothing, as behind a network that swallows packets."""
     world.broker.send(signal.SIGSTOP)
-    world.rest(world.pace.uniform(1.0, 6.0))
+    world.rest(world.pace.uniform(1.0, world.longest_s))
     world.broker.send(signal.SIGCONT)
+
+
+def _take_broker_away(world: _World) -> None:
+    """Let a backlog grow, which must then go out in order."""
+    world.broker.kill()
+    world.rest(world.pace.uniform(1.0, world.longest_s))
+    world.broker.start()
+
+
+def _fill_disk(world: _World) -> None:
+    world.disk.fill()
+    world.rest(world.pace.uniform(1.0, 4.0))
+    world.disk.clear()
 
 
 def _lock_out(world: _World) -> None:
@@ -166,7 +187,9 @@ FAULTS: Final[dict[str, Callable[[_World], None]]] = {
     "station killed": _kill_station,
     "station frozen": _freeze_station,
     "broker killed": _kill_broker,
+    "broker away": _take_broker_away,
     "broker frozen": _freeze_broker,
+    _DISK_FULL: _fill_disk,
     "broker not authorised": _lock_out,
     "broker state lost": _lose_broker_state,
     "camera unplugged": _unplug_camera,
@@ -239,5 +262,7 @@ def _print(account: dict[str, Any], as_json: bool) -> None:
     print("exact" if account["exact"] else "NOT EXACT", f"({account['duplicates']} messages came twice)")
     for kind, count in sorted(account["faults"].items()):
         print(f"  {kind:<24} {count}")
+    for kind, why in account["left_out"].items():
+        print(f"  {kind:<24} left out: {why}")
     for line in account["wrong"]:
         print(f"  {line}")

@@ -34,6 +34,7 @@ from linegate_edge.message import topics
 TOPIC: Final = "linegate/soak/soak/soak/line"
 _START_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
+_ROOMY: Final = "4g"
 _ANSWER_TIMEOUT_S: Final = 20.0
 
 
@@ -254,6 +255,41 @@ class FolderCamera(threading.Thread):
                 wait(seconds)
             finally:
                 away.rename(self._folder)
+
+
+class OwnDisk:
+    """A file system of its own for the station's store, which can be made full and roomy again; `why_not` where there is none.
+
+    It is a tmpfs, whose limit is moved: a full one needs no more memory than what lies in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self.why_not = self._mount(f"size={_ROOMY}", "tmpfs")
+
+    def fill(self) -> None:
+        """Leave no room: the limit becomes what is used."""
+        status = os.statvfs(self._folder)
+        used = (status.f_blocks - status.f_bfree) * status.f_frsize
+        self._mount(f"remount,size={max(used, status.f_frsize)}")
+
+    def clear(self) -> None:
+        """Make room again."""
+        self._mount(f"remount,size={_ROOMY}")
+
+    def close(self) -> None:
+        """Unmount."""
+        if self.why_not is None:
+            subprocess.run(["umount", "--lazy", str(self._folder)], check=False, capture_output=True)
+
+    def _mount(self, options: str, *source: str) -> str | None:
+        kind = ["-t", *source, "-o", options, *source, str(self._folder)] if source else ["-o", options, str(self._folder)]
+        try:
+            done = subprocess.run(["mount", *kind], check=False, capture_output=True, text=True)
+        except OSError as error:
+            return str(error)
+        return None if done.returncode == 0 else done.stderr.strip() or "mount failed"
 
 
 def free_port() -> int:
