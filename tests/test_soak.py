@@ -33,5 +33,5 @@ def test_without_a_broker_to_break_the_soak_says_what_to_install(spot_package: P
 
 
 def test_an_unknown_fault_is_told_with_those_there_are(spot_package: Path) -> None:
-    with pytest.raises(SettingsError, match="no such fault; there are: broker frozen, "):
+    with pytest.raises(SettingsError, match="no such fault; there are: broker away, "):
         run_soak(spot_package, minutes=0.1, parts_per_second=10, seed=0, as_json=True, faults=["meteor"])
