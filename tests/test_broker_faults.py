@@ -119,7 +119,7 @@ def test_a_long_outage_is_delivered_in_order_and_live_parts_do_not_wait_for_it(
     station = make_station(mosquitto.port, more=QUICK)
     wait_until(lambda: station.live.broker.connected)
     mosquitto.kill()
-    backlog = 3_000
+    backlog = 5_000
     judge(station, backlog)
     assert station.outbox_pending() == backlog
     mosquitto.start()

@@ -10,6 +10,7 @@ drivers beside this module, the counting of frames to `frame_numbers`.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
 
+from linegate.errors import StationError
 from linegate.stages import Frame, FrameFault, Image, Part, PixelFormat, Reason
 from linegate_edge.message import utc_now
 from linegate_edge.metrics import Metrics
@@ -28,6 +30,7 @@ from linegate_edge.source_settings import IndustrialSource
 from linegate_edge.sources.camera import Camera, CameraMissingError, Submit
 from linegate_edge.sources.frame_numbers import FrameNumbers
 
+log = logging.getLogger("linegate.source")
 _POP_S: Final = 0.2
 _SILENT_S: Final = 2.0
 _UNASKED: Final = "trigger:0"  # no trigger has this number, so that the frame is recorded and becomes no part
@@ -255,8 +258,11 @@ class IndustrialCamera(Camera):
         while (capture := ring.get()) is not None:
             try:
                 submit(capture, wait=False)
-            except Exception as error:  # noqa: BLE001 - told once, as the camera's problem; the next frame is tried again
-                self._set_problem(str(error))
+            except StationError as error:
+                self._set_problem(str(error))  # told once; the next frame is tried again
+            except Exception as error:
+                log.exception("camera %s: frame %s could not be handed over", self.camera, capture.item.frame_id)
+                self._set_problem(f"{type(error).__name__}: {error}")
             else:
                 self.delivering()
             finally:
