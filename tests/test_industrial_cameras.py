@@ -425,7 +425,7 @@ def test_a_genicam_camera_is_judged_end_to_end(mosquitto: Mosquitto, mes: Mes, t
         assert shown is not None
         assert isinstance(shown.item, Frame)
         assert shown.item.size_wh == (320, 240)
-        assert station.not_ready() is None
+        wait_until(lambda: station.not_ready() is None, what="a station that has caught up with the camera")
     finally:
         station.stop()
     assert {verdict["decision"] for verdict in mes.verdicts} <= {"pass", "undecided"}
