@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import importlib.resources
 import re
 import threading
 import time
@@ -37,6 +35,7 @@ from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
 from linegate_edge.review.records import VerdictQuery, add_verdict_pages
+from linegate_edge.review.static import add_pages
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
@@ -44,11 +43,6 @@ _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
 _CHUNK_BYTES: Final = 256 * 1024
-_ASSETS: Final = {
-    "live.js": "text/javascript; charset=utf-8",
-    "live.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
 Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
@@ -90,7 +84,7 @@ def create_app(
     add_verdict_pages(app, store_path)
     _add_records(app, store_path, evidence)
     _add_health(app, line, metrics, ready)
-    _add_page(app)
+    add_pages(app)
     return app
 
 
@@ -251,31 +245,6 @@ def _add_health(app: FastAPI, line: Line, metrics: Metrics, ready: Callable[[], 
 def _health(response: Response, reason: str | None) -> HealthAnswer:
     response.status_code = 200 if reason is None else 503
     return HealthAnswer(ok=reason is None, reason=reason)
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = importlib.resources.files("linegate_edge.review").joinpath("pages")
-    page = folder.joinpath("live.html").read_bytes()
-    assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
-
-    @app.get("/", include_in_schema=False)
-    async def get_page(request: Request) -> Response:
-        return _static(request, page, "text/html; charset=utf-8")
-
-    @app.get("/assets/{name}", include_in_schema=False)
-    async def get_asset(request: Request, name: str) -> Response:
-        if name not in assets:
-            raise HTTPException(404, f"no asset '{name[:64]}'")
-        return _static(request, assets[name], _ASSETS[name])
-
-
-def _static(request: Request, data: bytes, media_type: str) -> Response:
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-    # Asked for each time, so that a new release and its page never mix; the tag makes that cheap.
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
