@@ -178,6 +178,7 @@ def test_form_carries_the_frame_and_all_fields(client: httpx.Client) -> None:
         "part_type": "cell",
         "order": "O1",
         "batch": "B1",
+        "supplier_lot": "L1",
         "carrier": "C1",
         "attempt": "3",
     }
@@ -190,6 +191,7 @@ def test_form_carries_the_frame_and_all_fields(client: httpx.Client) -> None:
         "type": "cell",
         "order": "O1",
         "batch": "B1",
+        "supplier_lot": "L1",
         "carrier": "C1",
         "attempt": 3,
     }
