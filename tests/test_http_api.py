@@ -179,6 +179,7 @@ def test_form_carries_the_frame_and_all_fields(client: httpx.Client) -> None:
         "part_type": "cell",
         "order": "O1",
         "batch": "B1",
+        "supplier_lot": "L1",
         "carrier": "C1",
         "attempt": "3",
     }
@@ -191,6 +192,7 @@ def test_form_carries_the_frame_and_all_fields(client: httpx.Client) -> None:
         "type": "cell",
         "order": "O1",
         "batch": "B1",
+        "supplier_lot": "L1",
         "carrier": "C1",
         "attempt": 3,
     }
