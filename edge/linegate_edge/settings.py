@@ -195,13 +195,6 @@ class HealthSection(Settings):
     learn_frames: int = Field(default=20, ge=1, le=1000)
 
 
-class ReviewSection(Settings):
-    """`[review]`: which passed parts people are asked about, beside all that did not pass."""
-
-    close_share: float = Field(default=0.1, ge=0, le=1)
-    audit_share: float = Field(default=0.0, ge=0, le=1)
-
-
 class HttpSection(Settings):
     """`[http]`: the page, the metrics, and `POST /frames`."""
 
@@ -241,7 +234,6 @@ class StationSettings(Settings):
     evidence: EvidenceSection = EvidenceSection()
     health: HealthSection = HealthSection()
     plant_codes: dict[Name, Name] = Field(default_factory=dict)
-    review: ReviewSection = ReviewSection()
     http: HttpSection = HttpSection()
     limits: LimitsSection = LimitsSection()
     review: ReviewSection = ReviewSection()
