@@ -217,6 +217,7 @@ class ReviewSection(Settings):
 
     shifts: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_shifts)] = ("06:00", "14:00", "22:00")
     time_zone: Annotated[str | None, AfterValidator(_check_zone)] = None
+    classes: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
     audit_share: float = Field(default=0.0, ge=0, le=1)
     close_share: float = Field(default=0.1, ge=0, le=1)
 

@@ -315,8 +315,9 @@ class Station:
         return faults
 
     def _class_names(self) -> list[str]:
-        """Return the defect classes that the packages in service find, in their order."""
-        return list(dict.fromkeys(name for known in self.book.inspectors for name in known.package.manifest.labels[1:]))
+        """Return the plant's defect classes, then those that the packages in service find, in their order."""
+        found = (name for known in self.book.inspectors for name in known.package.manifest.labels[1:])
+        return list(dict.fromkeys([*self.settings.review.classes, *found]))
 
     def _wake_publisher(self) -> None:
         self.publisher.wake()
