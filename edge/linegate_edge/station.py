@@ -8,7 +8,6 @@ each part in hand still gets its verdict.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -34,8 +33,11 @@ from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.reload import reload_station
+from linegate_edge.review.access.access import Access
 from linegate_edge.review.app import create_app
+from linegate_edge.review.audit import AuditTrail
 from linegate_edge.review.commands import add_commands
+from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.server import HttpServer
 from linegate_edge.service_manager import ServiceManager
 from linegate_edge.settings import StationSettings
@@ -70,6 +72,10 @@ class Station:
             self._store = Store(folder, topic)
             undo.callback(self._store.close)
             self._restore_recipe()
+            self.reviews = ReviewDatabase(folder)
+            undo.callback(self.reviews.close)
+            self.trail = AuditTrail(self.reviews)
+            self.access = Access(self.reviews, self.trail, settings.access)
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
             self.metrics = Metrics()
             for inspector in inspectors:
@@ -132,6 +138,9 @@ class Station:
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
+                database=self.reviews,
+                trail=self.trail,
+                access=self.access,
                 host_names=settings.http.names,
             )
             add_commands(app, self.dispatch.take)
@@ -170,6 +179,7 @@ class Station:
     def start(self) -> None:
         """Start the line, then who publishes, then who brings parts."""
         self._started = True
+        self.access.users.add_first_admin()
         self.line.start()
         self.dispatch.start()
         self.publisher.start()
@@ -179,8 +189,6 @@ class Station:
             camera.start()
         if self._plc is not None:
             self._plc.start()
-        if not _is_loopback(self.settings.http.host):
-            log.warning("the page at %s has no login and is open to the network: see [http] host", self.address)
         log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
 
     def stop(self) -> int:
@@ -194,6 +202,7 @@ class Station:
         unstored = self._stop_threads() if self._started else 0
         with self._reader_lock:
             self._reader.close()
+        self.reviews.close()
         self._store.close()
         return unstored
 
@@ -359,13 +368,6 @@ class Station:
             line_stop=lambda: self.live.line_stop,
             alive=lambda: self.line.alive,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _process_age_s() -> float:

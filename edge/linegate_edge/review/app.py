@@ -2,7 +2,8 @@
 
 Rules kept here: an error is one line of JSON, `{"error": "…"}`; nothing is loaded from elsewhere, which is why the
 interactive documentation is off (it comes from a CDN) and `/openapi.json` is on; a name in an address is only ever looked
-up in the store, never joined to a path before it was found there. Who may ask is left to `guard`, judging to `frames`.
+up in the store, never joined to a path before it was found there. Who may ask is left to `guard` and
+`access.gate`, judging to `frames`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from linegate_edge.line import Line
 from linegate_edge.live import Live
 from linegate_edge.message import VerdictMessage
 from linegate_edge.metrics import Metrics
+from linegate_edge.review.access.access import Access
+from linegate_edge.review.access.gate import Gate
+from linegate_edge.review.access.oidc_routes import add_oidc
+from linegate_edge.review.access.openapi import describe_access
+from linegate_edge.review.access.routes import add_access
 from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
+from linegate_edge.review.audit import AuditTrail
+from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
@@ -43,6 +51,7 @@ _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
 _CHUNK_BYTES: Final = 256 * 1024
+_KNOWN: Final = {"/frames": FrameFields.model_fields, "/verdicts": VerdictQuery.model_fields}
 Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
@@ -62,13 +71,17 @@ def create_app(
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
+    database: ReviewDatabase,
+    trail: AuditTrail,
+    access: Access,
     host_names: Collection[str] = (),
     wait_s: float = 10.0,
 ) -> FastAPI:
     """Return the HTTP application of a station.
 
     `ready` says in one line why the station is not ready, or None; `host_names` are names under which browsers reach it
-    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict. Setting the event
+    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask for what, on
+    the `database` and `trail` of what people do. Setting the event
     `app.state.stopping` ends the event streams and turns new frames away.
     """
     stopping = threading.Event()
@@ -77,14 +90,18 @@ def create_app(
 
     app = FastAPI(title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.stopping = stopping
-    app.add_middleware(Guard, host_names=host_names)
+    app.add_middleware(Gate, access=access)
+    app.add_middleware(Guard, host_names=host_names, on_refusal=access.note_browser)
     _add_error_handlers(app)
+    add_access(app, access)
+    add_oidc(app, access)
     _add_frames(app, intake, max_upload_bytes)
     _add_live(app, feed, stopping)
     add_verdict_pages(app, store_path)
     _add_records(app, store_path, evidence)
     _add_health(app, line, metrics, ready)
     add_pages(app)
+    describe_access(app)
     return app
 
 
@@ -264,8 +281,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = (VerdictQuery if request.url.path == "/verdicts" else FrameFields).model_fields
-        return answer(422, "; ".join(_describe(detail, known) for detail in error.errors()))
+        return answer(422, "; ".join(_describe(detail, _KNOWN.get(request.url.path, ())) for detail in error.errors()))
 
     async def on_linegate_error(request: Request, error: Exception) -> Response:
         return answer(503, str(error))
@@ -279,6 +295,8 @@ def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     place, *steps = (str(step) for step in detail["loc"])
     name = ".".join(steps) or place
     if detail["type"] == "extra_forbidden":
-        return f"unknown parameter '{name[:64]}': known are {', '.join(known)}"
-    message = str(detail["msg"])
-    return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
+        return f"unknown parameter '{name[:64]}'" + (f": known are {', '.join(known)}" if known else "")
+    message = str(detail["msg"]).replace("\n", " ")
+    text = f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}"
+    # What stands in a body may be a password, and an answer may be logged.
+    return text if place == "body" else f"{text}, got {detail['input']!r:.80}"
