@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -50,6 +51,8 @@ from linegate.package import (
 )
 from linegate.stages import Frame, Part, PixelFormat, Reason
 from linegate_edge.records import Capture, Recorded
+from linegate_edge.review.access.passwords import hash_password
+from linegate_edge.review.audit import SYSTEM
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
 
@@ -403,6 +406,29 @@ def submit(station: Station, count: int, start: int = 0, defect_every: int = 10)
     return futures
 
 
-def signed_in(station: Station, name: str = "anna", role: str = "quality") -> httpx.Client:
-    """Return a client of a station's API that is logged in as a user of this role."""
-    return httpx.Client(base_url=station.address, timeout=30)
+PASSWORD = "a long sentence to log in with"
+
+
+@functools.cache
+def hashed_password() -> str:
+    """Return the hash of PASSWORD: it is slow on purpose, so it is made once."""
+    return hash_password(PASSWORD)
+
+
+def add_user(station: Station, name: str, role: str) -> None:
+    """Make a user who has chosen his password already, where there is none of this name."""
+    if station.access.users.find(name) is None:
+        with station.reviews.trail.change(SYSTEM, "user.add", name, {"role": role}) as db:
+            row = (name, role, hashed_password(), datetime.now(UTC).isoformat())
+            db.execute("INSERT INTO user (name, role, password, created_at) VALUES (?, ?, ?, ?)", row)
+
+
+@contextlib.contextmanager
+def signed_in(station: Station, name: str = "anna", role: str = "quality") -> Iterator[httpx.Client]:
+    """Lend a client of a station's API that is logged in as a user of this role; the user is made where there is none."""
+    add_user(station, name, role)
+    with httpx.Client(base_url=station.address, timeout=30) as client:
+        answer = client.post("/api/v1/login", json={"name": name, "password": PASSWORD})
+        assert answer.status_code == 200, answer.text
+        client.headers["X-CSRF-Token"] = client.get("/api/v1/session").json()["csrf"]
+        yield client

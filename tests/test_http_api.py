@@ -80,6 +80,7 @@ def serve(station: Station, folder: Path, **changes: Any) -> Iterator[tuple[http
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "ready": lambda: None,
             "reviews": station.reviews,
+            "access": station.access,
         }
         | changes
     )

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from linegate.settings import Settings, load_toml
+from linegate_edge.access_settings import AccessSection
 from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.setting_types import VIEW, FilePath, Name, as_tuple, resolve
 from linegate_edge.source_settings import AravisSource, GenicamSource
@@ -236,6 +237,7 @@ class StationSettings(Settings):
     health: HealthSection = HealthSection()
     plant_codes: dict[Name, Name] = Field(default_factory=dict)
     http: HttpSection = HttpSection()
+    access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
     review: ReviewSection = ReviewSection()
 

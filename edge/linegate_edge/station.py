@@ -8,7 +8,6 @@ each part in hand still gets its verdict.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -34,6 +33,7 @@ from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.reload import reload_station
+from linegate_edge.review.access.access import Access
 from linegate_edge.review.app import create_app
 from linegate_edge.review.commands import add_commands
 from linegate_edge.review.reviews import Reviews
@@ -73,6 +73,7 @@ class Station:
             self.reviews = Reviews(folder, settings.review)
             undo.callback(self.reviews.close)
             self._restore_recipe()
+            self.access = Access(self.reviews.database, self.reviews.trail, settings.access)
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
             self.metrics = Metrics()
             for inspector in inspectors:
@@ -137,6 +138,7 @@ class Station:
                 ready=self.not_ready,
                 reviews=self.reviews,
                 class_names=self._class_names,
+                access=self.access,
                 host_names=settings.http.names,
             )
             add_commands(app, self.dispatch.take)
@@ -175,6 +177,7 @@ class Station:
     def start(self) -> None:
         """Start the line, then who publishes, then who brings parts."""
         self._started = True
+        self.access.users.add_first_admin()
         self.line.start()
         self.dispatch.start()
         self.publisher.start()
@@ -185,8 +188,6 @@ class Station:
             camera.start()
         if self._plc is not None:
             self._plc.start()
-        if not _is_loopback(self.settings.http.host):
-            log.warning("the page at %s has no login and is open to the network: see [http] host", self.address)
         log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
 
     def stop(self) -> int:
@@ -372,13 +373,6 @@ class Station:
             line_stop=lambda: self.live.line_stop,
             alive=lambda: self.line.alive,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _process_age_s() -> float:

@@ -2,7 +2,8 @@
 
 Rules kept here: an error is one line of JSON, `{"error": "…"}`; nothing is loaded from elsewhere, which is why the
 interactive documentation is off (it comes from a CDN) and `/openapi.json` is on; a name in an address is only ever looked
-up in the store, never joined to a path before it was found there. Who may ask is left to `guard`, judging to `frames`.
+up in the store, never joined to a path before it was found there. Who may ask is left to `guard` and
+`access.gate`, judging to `frames`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from linegate_edge.line import Line
 from linegate_edge.live import Live
 from linegate_edge.message import VerdictMessage
 from linegate_edge.metrics import Metrics
+from linegate_edge.review.access.access import Access
+from linegate_edge.review.access.gate import Gate
+from linegate_edge.review.access.oidc_routes import add_oidc
+from linegate_edge.review.access.openapi import describe_access
+from linegate_edge.review.access.routes import add_access
 from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
@@ -69,13 +75,15 @@ def create_app(
     ready: Callable[[], str | None],
     reviews: Reviews,
     class_names: Callable[[], list[str]] = list,
+    access: Access,
     host_names: Collection[str] = (),
     wait_s: float = 10.0,
 ) -> FastAPI:
     """Return the HTTP application of a station.
 
     `ready` says in one line why the station is not ready, or None; `host_names` are names under which browsers reach it
-    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict. Setting the event
+    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask for what,
+    `reviews` keeps what people do. Setting the event
     `app.state.stopping` ends the event streams and turns new frames away.
     """
     stopping = threading.Event()
@@ -84,8 +92,11 @@ def create_app(
 
     app = FastAPI(title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.stopping = stopping
-    app.add_middleware(Guard, host_names=host_names)
+    app.add_middleware(Gate, access=access)
+    app.add_middleware(Guard, host_names=host_names, on_refusal=access.note_browser)
     _add_error_handlers(app)
+    add_access(app, access)
+    add_oidc(app, access)
     _add_frames(app, intake, max_upload_bytes)
     _add_live(app, feed, stopping)
     add_verdict_pages(app, store_path)
@@ -94,6 +105,7 @@ def create_app(
     add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
     add_queue(app, reviews.database, reviews.trail, evidence, class_names)
     add_pages(app)
+    describe_access(app)
     return app
 
 
@@ -292,8 +304,10 @@ def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     if detail["type"] == "extra_forbidden":
         text = f"unknown {'parameter' if place == 'query' else 'field'} '{name[:64]}'"
         return f"{text}: known are {', '.join(known)}" if known else f"{text}: see /openapi.json"
-    message = str(detail["msg"])
-    return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {_shortly(detail['input'])}"
+    message = str(detail["msg"]).replace("\n", " ")
+    text = f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}"
+    # What stands in a body may be a password, and an answer may be logged.
+    return text if place == "body" else f"{text}, got {_shortly(detail['input'])}"
 
 
 def _shortly(value: object) -> str:
