@@ -19,7 +19,7 @@ const UNKNOWN = "(not stated)";
 const whole = new Intl.NumberFormat("en");
 let zone = "UTC";
 
-const percent = (share) => (share === null ? "–" : `${digits(100 * share)} %`);
+const percent = (share) => (share === null ? "–" : `${digits(100 * share)}\u00a0%`);
 const number = (value) => (value === null ? "–" : Number(value.toPrecision(4)).toString());
 const small = (p) => (p === null ? "–" : p < 0.0001 ? "< 0.0001" : Number(p.toPrecision(2)).toString());
 const plural = (count, word) => `${whole.format(count)} ${word}${count === 1 ? "" : "s"}`;
@@ -146,7 +146,12 @@ function showPareto({ by, bars, rejects, rest, rest_groups: restGroups }) {
   const label = `Pareto chart of ${plural(rejects, "reject")} in ${plural(bars.length, "group")}; use the arrow keys`;
   const tell = (place) => setText("pareto-readout", named[place].label);
   keepDrawn(element("pareto").querySelector(".plot"), "No rejects in this time.", bars.length ? (width) => paretoChart(width, { bars: named, total: rejects, percent, label }, tell) : null);
-  setText("pareto-readout", bars.length ? `${plural(rejects, "reject")}: failed orange, undecided yellow, the line is their sum so far` : "\u00a0");
+  const keys = [["failed", "failed"], ["undecided", "undecided"], ["sum", "share so far"]].map(([kind, text]) => {
+    const key = make("span", { className: "key" }, text);
+    key.dataset.kind = kind;
+    return key;
+  });
+  element("pareto-readout").replaceChildren(plural(rejects, "reject"), ...(bars.length ? keys : []));
   setText("pareto-rest", restGroups ? `${plural(restGroups, "more group")} with ${plural(rest, "reject")} not shown.` : "");
   const rows = named.map((bar) => [bar.name, whole.format(bar.failed), whole.format(bar.undecided), percent(bar.share), percent(bar.cumulative), bar.parts === null ? "–" : whole.format(bar.parts), percent(bar.reject_rate)]);
   element("pareto-table").replaceChildren(table("Rejects, the most first", ["Group", "Failed#", "Undecided#", "Share#", "Cumulative#", "Parts#", "Reject rate#"], rows));

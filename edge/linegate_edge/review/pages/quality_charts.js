@@ -36,7 +36,7 @@ export function keepDrawn(place, words, make) {
 
 /** A mark that says `label` to screen readers and calls `tell` when it is pointed at; the first of its kind is the Tab stop. */
 function mark(place, label, tell, attributes, ...children) {
-  const made = draw("g", { class: "mark", role: "listitem", tabindex: place === 0 ? 0 : -1, "aria-label": label, "data-place": place, ...attributes }, ...children);
+  const made = draw("g", { class: "point", role: "listitem", tabindex: place === 0 ? 0 : -1, "aria-label": label, "data-place": place, ...attributes }, ...children);
   for (const event of ["focus", "pointerenter"]) made.addEventListener(event, tell);
   return made;
 }
@@ -44,7 +44,7 @@ function mark(place, label, tell, attributes, ...children) {
 function walk(event) {
   const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
   if (!(event.key in steps)) return;
-  const marks = [...event.currentTarget.querySelectorAll(".mark")];
+  const marks = [...event.currentTarget.querySelectorAll(".point")];
   const at = marks.indexOf(document.activeElement);
   if (at < 0) return;
   event.preventDefault();
@@ -113,7 +113,8 @@ export function controlChart(width, { points, centre, percent, label }, tell) {
 /** The Pareto chart; `bars` have failed, undecided, rejects, cumulative, name and label. */
 export function paretoChart(width, { bars, total, percent, label }, tell) {
   const step = (width - PAD.left - 48) / bars.length;
-  const slanted = step < 84;
+  const longest = Math.max(...bars.map((bar) => bar.name.length));
+  const slanted = step < 7 * Math.min(longest, 14) + 8;
   const bottom = slanted ? 84 : 28;
   const height = 272 + bottom;
   const svg = sheet(width, height, label);
