@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from linegate import __version__
@@ -42,7 +43,7 @@ from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
 from linegate_edge.review.part_routes import add_parts
 from linegate_edge.review.queue_routes import add_queue
-from linegate_edge.review.records import VerdictQuery, add_verdict_pages
+from linegate_edge.review.records import add_verdict_pages
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.static import add_pages
 from linegate_edge.store import StoreReader
@@ -51,7 +52,6 @@ _STATE_EVERY_S: Final = 0.1
 _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
-_FIELDS: Final = {"/verdicts": tuple(VerdictQuery.model_fields), "/frames": tuple(FrameFields.model_fields)}
 _SHOWN_ERRORS: Final = 3
 _CHUNK_BYTES: Final = 256 * 1024
 Responses = dict[int | str, dict[str, Any]]
@@ -285,7 +285,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = _FIELDS.get(request.url.path, ())
+        known = _parameters(request)
         details = error.errors()
         more = f"; and {len(details) - _SHOWN_ERRORS} more" if len(details) > _SHOWN_ERRORS else ""
         return answer(422, "; ".join(_describe(detail, known) for detail in details[:_SHOWN_ERRORS]) + more)
@@ -296,6 +296,16 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(LinegateError, on_linegate_error)
+
+
+def _parameters(request: Request) -> list[str]:
+    """Return the names of the parameters that the route of a request knows."""
+    names: list[str] = []
+    for field in request.scope["route"].dependant.query_params:
+        kind = field.field_info.annotation
+        is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+        names += kind.model_fields if is_model else [field.alias]
+    return names
 
 
 def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
