@@ -136,6 +136,7 @@ class Station:
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
+                settings=settings,
                 reviews=self.reviews,
                 class_names=self._class_names,
                 access=self.access,

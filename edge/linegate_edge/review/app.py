@@ -42,10 +42,12 @@ from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
 from linegate_edge.review.part_routes import add_parts
+from linegate_edge.review.quality.routes import add_quality
 from linegate_edge.review.queue_routes import add_queue
 from linegate_edge.review.records import add_verdict_pages
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.static import add_pages
+from linegate_edge.settings import StationSettings
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
@@ -73,6 +75,7 @@ def create_app(
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
+    settings: StationSettings,
     reviews: Reviews,
     class_names: Callable[[], list[str]] = list,
     access: Access,
@@ -104,6 +107,7 @@ def create_app(
     _add_health(app, line, metrics, ready)
     add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
     add_queue(app, reviews.database, reviews.trail, evidence, class_names)
+    add_quality(app, reviews.database, settings)
     add_pages(app)
     describe_access(app)
     return app

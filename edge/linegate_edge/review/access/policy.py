@@ -56,6 +56,13 @@ ROUTES: Final[Mapping[tuple[str, str], Permission]] = MappingProxyType(
         ("POST", "/api/v1/queue/decide"): Permission.REVIEW,
         ("POST", "/api/v1/parts/{verdict_id}/decision"): Permission.REVIEW,
         ("POST", "/api/v1/parts/{verdict_id}/undo"): Permission.REVIEW,
+        # quality
+        ("GET", "/api/v1/quality/yield"): Permission.READ,
+        ("GET", "/api/v1/quality/pareto"): Permission.READ,
+        ("GET", "/api/v1/quality/chart"): Permission.READ,
+        ("GET", "/api/v1/quality/reviews"): Permission.READ,
+        ("GET", "/api/v1/quality/drift"): Permission.READ,
+        ("GET", "/api/v1/quality/threshold"): Permission.READ,
         # access
         ("POST", "/api/v1/login"): Permission.PUBLIC,
         ("GET", "/api/v1/session"): Permission.PUBLIC,
