@@ -22,6 +22,7 @@ from linegate.dataset_version import Version
 from linegate.package import ModelPackage
 from linegate_edge.review.dataset_versions import build_version
 from linegate_training.data.fetch import open_parts
+from linegate_training.data.held_out import read_held_out
 from linegate_training.progress_file import StepFile
 from simulators.reviews import reviewed
 
@@ -140,6 +141,13 @@ def test_train_and_evaluate_take_a_version(
     assert cli.main(["evaluate", str(tmp_path / "package"), str(good_only.folder), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["good"], values["seen_in_training"]) == (good_only.record.counts.test["good"], 0)
+
+
+def test_a_package_is_calibrated_on_what_a_version_learns_from_and_never_on_its_test(place: Path, typed: Version) -> None:
+    held = read_held_out(typed.folder, ModelPackage.load(place / "champion"))
+    learned = {item.sha256 for item in typed.record.items if item.split == "train"}
+    assert set(held.digests.values()) == learned
+    assert {sample.label for sample in held.samples} == {"good", "scratch", "spot"}
 
 
 @pytest.mark.parametrize("step", ["train", "data"])
