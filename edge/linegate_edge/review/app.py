@@ -37,12 +37,13 @@ from linegate_edge.review.access.oidc_routes import add_oidc
 from linegate_edge.review.access.openapi import describe_access
 from linegate_edge.review.access.routes import add_access
 from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
-from linegate_edge.review.audit import AuditTrail
-from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
+from linegate_edge.review.part_routes import add_parts
+from linegate_edge.review.queue_routes import add_queue
 from linegate_edge.review.records import VerdictQuery, add_verdict_pages
+from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.static import add_pages
 from linegate_edge.store import StoreReader
 
@@ -50,8 +51,10 @@ _STATE_EVERY_S: Final = 0.1
 _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
+_FIELDS: Final = {"/verdicts": tuple(VerdictQuery.model_fields), "/frames": tuple(FrameFields.model_fields)}
+_SHOWN_ERRORS: Final = 3
+_SECRETS: Final = frozenset({"password", "current", "new"})  # an answer may be logged
 _CHUNK_BYTES: Final = 256 * 1024
-_KNOWN: Final = {"/frames": FrameFields.model_fields, "/verdicts": VerdictQuery.model_fields}
 Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
@@ -71,18 +74,17 @@ def create_app(
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
-    database: ReviewDatabase,
-    trail: AuditTrail,
+    reviews: Reviews,
     access: Access,
+    class_names: Callable[[], list[str]] = list,
     host_names: Collection[str] = (),
     wait_s: float = 10.0,
 ) -> FastAPI:
     """Return the HTTP application of a station.
 
     `ready` says in one line why the station is not ready, or None; `host_names` are names under which browsers reach it
-    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask for what, on
-    the `database` and `trail` of what people do. Setting the event
-    `app.state.stopping` ends the event streams and turns new frames away.
+    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask
+    for what. Setting the event `app.state.stopping` ends the event streams and turns new frames away.
     """
     stopping = threading.Event()
     intake = FrameIntake(line, live.boot_id, stopping, max_pixels=max_pixels, max_upload_bytes=max_upload_bytes, wait_s=wait_s)
@@ -100,6 +102,8 @@ def create_app(
     add_verdict_pages(app, store_path)
     _add_records(app, store_path, evidence)
     _add_health(app, line, metrics, ready)
+    add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
+    add_queue(app, reviews.database, reviews.trail, evidence, class_names)
     add_pages(app)
     describe_access(app)
     return app
@@ -281,7 +285,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(422, "; ".join(_describe(detail, _KNOWN.get(request.url.path, ())) for detail in error.errors()))
+        known = _FIELDS.get(request.url.path, ())
+        details = error.errors()
+        more = f"; and {len(details) - _SHOWN_ERRORS} more" if len(details) > _SHOWN_ERRORS else ""
+        return answer(422, "; ".join(_describe(detail, known) for detail in details[:_SHOWN_ERRORS]) + more)
 
     async def on_linegate_error(request: Request, error: Exception) -> Response:
         return answer(503, str(error))
@@ -295,8 +302,13 @@ def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     place, *steps = (str(step) for step in detail["loc"])
     name = ".".join(steps) or place
     if detail["type"] == "extra_forbidden":
-        return f"unknown parameter '{name[:64]}'" + (f": known are {', '.join(known)}" if known else "")
-    message = str(detail["msg"]).replace("\n", " ")
+        text = f"unknown {'parameter' if place == 'query' else 'field'} '{name[:64]}'"
+        return f"{text}: known are {', '.join(known)}" if known else f"{text}: see /openapi.json"
+    message = str(detail["msg"])
     text = f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}"
-    # What stands in a body may be a password, and an answer may be logged.
-    return text if place == "body" else f"{text}, got {detail['input']!r:.80}"
+    return text if name in _SECRETS else f"{text}, got {_shortly(detail['input'])}"
+
+
+def _shortly(value: object) -> str:
+    # Of something large not even the text is made.
+    return repr(value)[:80] if isinstance(value, str | int | float | bool | None) else type(value).__name__

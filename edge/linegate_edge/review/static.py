@@ -22,6 +22,7 @@ PAGES: Final[Mapping[str, str]] = MappingProxyType(
         "/login": "login.html",
         "/queue": "queue.html",
         "/parts": "parts.html",
+        "/part": "part.html",
         "/quality": "quality.html",
         "/models": "models.html",
         "/admin": "admin.html",

@@ -25,6 +25,7 @@ ROUTES: Final[Mapping[tuple[str, str], Permission]] = MappingProxyType(
         ("GET", "/login"): Permission.PUBLIC,
         ("GET", "/queue"): Permission.REVIEW,
         ("GET", "/parts"): Permission.READ,
+        ("GET", "/part"): Permission.READ,
         ("GET", "/quality"): Permission.READ,
         ("GET", "/models"): Permission.MODELS_READ,
         ("GET", "/admin"): Permission.AUDIT,
@@ -42,6 +43,19 @@ ROUTES: Final[Mapping[tuple[str, str], Permission]] = MappingProxyType(
         ("GET", "/verdicts"): Permission.RECORDS,
         ("GET", "/verdicts/{verdict_id}"): Permission.RECORDS,
         ("GET", "/evidence/{name}"): Permission.RECORDS,
+        # parts and their review
+        ("GET", "/api/v1/parts"): Permission.READ,
+        ("GET", "/api/v1/parts/{verdict_id}"): Permission.READ,
+        ("GET", "/api/v1/parts/{verdict_id}/heat-map.png"): Permission.READ,
+        ("GET", "/api/v1/parts/{verdict_id}/mask.png"): Permission.READ,
+        ("GET", "/api/v1/parts/{verdict_id}/evidence.zip"): Permission.READ,
+        ("GET", "/api/v1/pictures/{name}"): Permission.READ,
+        ("GET", "/api/v1/choices"): Permission.READ,
+        ("POST", "/api/v1/queue/lend"): Permission.REVIEW,
+        ("POST", "/api/v1/queue/give-back"): Permission.REVIEW,
+        ("POST", "/api/v1/queue/decide"): Permission.REVIEW,
+        ("POST", "/api/v1/parts/{verdict_id}/decision"): Permission.REVIEW,
+        ("POST", "/api/v1/parts/{verdict_id}/undo"): Permission.REVIEW,
         # access
         ("POST", "/api/v1/login"): Permission.PUBLIC,
         ("GET", "/api/v1/session"): Permission.PUBLIC,
@@ -69,6 +83,11 @@ class Asked:
 
     address: str
     permission: Permission | None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that there are at this address."""
+        return tuple(sorted(_METHODS[self.address]))
 
 
 _METHODS: Final = {
