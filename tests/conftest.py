@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import itertools
 import json
@@ -51,7 +50,7 @@ from linegate.package import (
 )
 from linegate.stages import Frame, Part, PixelFormat, Reason
 from linegate_edge.records import Capture, Recorded
-from linegate_edge.review.access.passwords import hash_password
+from linegate_edge.review.access.client import COOKIE
 from linegate_edge.review.audit import SYSTEM
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
@@ -406,29 +405,23 @@ def submit(station: Station, count: int, start: int = 0, defect_every: int = 10)
     return futures
 
 
-PASSWORD = "a long sentence to log in with"
+AGENT = "linegate-tests"
+PASSWORD = "seven words of a song"
 
 
-@functools.cache
-def hashed_password() -> str:
-    """Return the hash of PASSWORD: it is slow on purpose, so it is made once."""
-    return hash_password(PASSWORD)
+def add_user(station: Station, name: str, role: str, password: str = PASSWORD) -> None:
+    """Add a user who has chosen this password already."""
+    station.access.users.add(SYSTEM, name, role, password)
+    with station.reviews.database.change() as db:
+        db.execute("UPDATE user SET must_change = 0 WHERE name = ?", (name,))
 
 
-def add_user(station: Station, name: str, role: str) -> None:
-    """Make a user who has chosen his password already, where there is none of this name."""
+def signed_in(station: Station, name: str = "anna", role: str = "quality") -> httpx.Client:
+    """Return a client of a station's API that is logged in as a user of this role, who is added if not there."""
     if station.access.users.find(name) is None:
-        with station.reviews.trail.change(SYSTEM, "user.add", name, {"role": role}) as db:
-            row = (name, role, hashed_password(), datetime.now(UTC).isoformat())
-            db.execute("INSERT INTO user (name, role, password, created_at) VALUES (?, ?, ?, ?)", row)
-
-
-@contextlib.contextmanager
-def signed_in(station: Station, name: str = "anna", role: str = "quality") -> Iterator[httpx.Client]:
-    """Lend a client of a station's API that is logged in as a user of this role; the user is made where there is none."""
-    add_user(station, name, role)
-    with httpx.Client(base_url=station.address, timeout=30) as client:
-        answer = client.post("/api/v1/login", json={"name": name, "password": PASSWORD})
-        assert answer.status_code == 200, answer.text
-        client.headers["X-CSRF-Token"] = client.get("/api/v1/session").json()["csrf"]
-        yield client
+        add_user(station, name, role)
+    user = station.access.users.find(name)
+    assert user is not None
+    secret, session = station.access.sessions.open(user, AGENT, address="127.0.0.1", how="test")
+    headers = {"User-Agent": AGENT, "X-CSRF-Token": session.csrf}
+    return httpx.Client(base_url=station.address, timeout=30, headers=headers, cookies={COOKIE: secret})

@@ -55,6 +55,7 @@ _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
 _SHOWN_ERRORS: Final = 3
+_SECRETS: Final = frozenset({"password", "current", "new"})  # an answer may be logged
 _CHUNK_BYTES: Final = 256 * 1024
 Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
@@ -318,10 +319,9 @@ def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     if detail["type"] == "extra_forbidden":
         text = f"unknown {'parameter' if place == 'query' else 'field'} '{name[:64]}'"
         return f"{text}: known are {', '.join(known)}" if known else f"{text}: see /openapi.json"
-    message = str(detail["msg"]).replace("\n", " ")
+    message = str(detail["msg"])
     text = f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}"
-    # What stands in a body may be a password, and an answer may be logged.
-    return text if place == "body" else f"{text}, got {_shortly(detail['input'])}"
+    return text if name in _SECRETS else f"{text}, got {_shortly(detail['input'])}"
 
 
 def _shortly(value: object) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -66,7 +67,8 @@ class Gate:
             await _answer(send, 404, f"nothing here at {path[:128]}: see /openapi.json")
             return
         if asked.permission is None:
-            await _answer(send, 405, f"{method[:16]} is not possible at {path[:128]}: see /openapi.json")
+            text = f"{method[:16]} is not possible at {path[:128]}: see /openapi.json"
+            await _answer(send, 405, text, {"allow": ", ".join(asked.methods)})
             return
         try:
             caller = await self._caller(headers, client, asked)
@@ -75,7 +77,7 @@ class Gate:
             if error.status == 401 and is_page(asked.address):
                 await _to_login(send, scope)
             else:
-                await _answer(send, error.status, str(error), forget=error.status == 401 and bool(cookies_of(headers, COOKIE)))
+                await _answer(send, error.status, str(error), _after(error, headers))
             return
         except StoreError as error:
             await _answer(send, 503, str(error))
@@ -197,14 +199,19 @@ async def _to_login(send: Send, scope: Scope) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _answer(send: Send, status: int, text: str, *, forget: bool = False) -> None:
+def _after(error: AccessError, headers: Headers) -> dict[str, str]:
+    if error.status != 401:
+        return {}
+    forget = {"set-cookie": f"{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict"} if cookies_of(headers, COOKIE) else {}
+    return {"www-authenticate": "Bearer", **forget}
+
+
+async def _answer(send: Send, status: int, text: str, more: Mapping[str, str] | None = None) -> None:
     body = json.dumps({"error": text}, ensure_ascii=False).encode()
     message: Message = {"type": "http.response.start", "status": status, "headers": []}
     headers = MutableHeaders(scope=message)
     headers["content-type"], headers["content-length"] = "application/json", str(len(body))
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if forget:
-        headers["set-cookie"] = f"{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict"
+    for name, value in (more or {}).items():
+        headers[name] = value
     await send(message)
     await send({"type": "http.response.body", "body": body})

@@ -91,6 +91,11 @@ class Asked:
     address: str
     permission: Permission | None
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that there are at this address."""
+        return tuple(sorted(_METHODS[self.address]))
+
 
 _METHODS: Final = {
     address: {method: permission for (method, other), permission in ROUTES.items() if other == address} for _, address in ROUTES
