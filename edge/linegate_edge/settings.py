@@ -183,6 +183,17 @@ class HttpSection(Settings):
     max_upload_mib: float = Field(default=64, gt=0, le=1024)
 
 
+class ReviewSection(Settings):
+    """`[review]`: candidates, their promotion, and what trains them; the folders lie beside the store unless named."""
+
+    models: FilePath | None = None
+    datasets: FilePath | None = None
+    gate: FilePath | None = None
+    approvals: int = Field(default=1, ge=0, le=2)
+    max_package_mib: int = Field(default=256, ge=1, le=1024)
+    shadow_share: float = Field(default=0.1, gt=0, le=1)
+
+
 class LimitsSection(Settings):
     """`[limits]`: what a frame may be, and how many may wait."""
 
@@ -205,6 +216,7 @@ class StationSettings(Settings):
     health: HealthSection = HealthSection()
     plant_codes: dict[Name, Name] = Field(default_factory=dict)
     http: HttpSection = HttpSection()
+    review: ReviewSection = ReviewSection()
     limits: LimitsSection = LimitsSection()
 
     @model_validator(mode="after")
@@ -230,6 +242,16 @@ class StationSettings(Settings):
         own = self.recipe
         view = ViewSettings(package=self.model.package, threshold=own.threshold, undecided_below=own.undecided_below)
         return {own.name: RecipeSettings(views={VIEW: view})}
+
+    @property
+    def models_folder(self) -> Path:
+        """Where candidates are kept."""
+        return self.review.models or self.station.store.parent / "models"
+
+    @property
+    def datasets_folder(self) -> Path:
+        """Where data set versions are."""
+        return self.review.datasets or self.station.store.parent / "datasets"
 
     @field_validator("source")
     @classmethod

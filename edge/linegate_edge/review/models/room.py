@@ -1,0 +1,125 @@
+"""All of a station that deals with candidates, put together: shelf, register, promotions, shadows, training runs.
+
+Rules kept here: what was in force or shadowed when the station ended is so again when it starts; nothing here is needed for a
+verdict. What each does is left to its module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from linegate.errors import LinegateError, StationError
+from linegate.infer import Inspector
+from linegate.package import ModelPackage
+from linegate_edge.message import utc_now
+from linegate_edge.recipes import Place, RecipeBook
+from linegate_edge.review.audit import Actor, AuditTrail
+from linegate_edge.review.database import ReviewDatabase
+from linegate_edge.review.models.promotion import Promotion, Promotions, champion_of
+from linegate_edge.review.models.register import Register
+from linegate_edge.review.models.shelf import Shelf, quietly
+from linegate_edge.settings import StationSettings
+from linegate_edge.shadow import Shadow, Target
+
+log = logging.getLogger("linegate.models")
+
+
+class ModelRoom:
+    """The models of one station; `behind` says whether its line has too much to do for a shadow."""
+
+    def __init__(
+        self, settings: StationSettings, database: ReviewDatabase, trail: AuditTrail, behind: Callable[[], bool]
+    ) -> None:
+        self.settings, self.database, self.trail = settings, database, trail
+        review = settings.review
+        self.shelf = Shelf(settings.models_folder, settings.model.provider, review.max_package_mib * 2**20)
+        self.register = Register(database, trail, self.shelf, review.approvals)
+        self.promotions = Promotions(database, trail, self.register)
+        self.shadow = Shadow(database, review.shadow_share, behind)
+        self._book: RecipeBook | None = None
+        self._on_change: Callable[[], None] = lambda: None
+
+    def open(self, book: RecipeBook, on_change: Callable[[], None] = lambda: None) -> None:
+        """Take the recipes in force; `on_change` is called after each promotion. Shadows of the last run go on."""
+        self._book, self._on_change = book, on_change
+        self.shelf.tidy()
+        self.refresh_shadows()
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self.shadow.stop()
+
+    @property
+    def book(self) -> RecipeBook:
+        """The recipes in force."""
+        if self._book is None:
+            raise StationError("the station has not started yet")
+        return self._book
+
+    # -- promotions -------------------------------------------------------------------------------------------------
+
+    def promote(self, actor: Actor, digest: str, place: Place, override_reason: str | None) -> Promotion:
+        """Put a candidate in force, as `Promotions.promote`."""
+        done = self.promotions.promote(self.book, actor, digest, place, override_reason)
+        self._changed()
+        return done
+
+    def roll_back(self, actor: Actor, number: int, reason: str) -> Promotion:
+        """Undo a promotion, as `Promotions.roll_back`."""
+        done = self.promotions.roll_back(self.book, actor, number, reason)
+        self._changed()
+        return done
+
+    def _changed(self) -> None:
+        self._on_change()
+        self.refresh_shadows()
+
+    # -- shadows ----------------------------------------------------------------------------------------------------
+
+    def shadow_places(self) -> dict[Place, str]:
+        """Return which candidate shadows which view, by digest."""
+        with self.database.look() as db:
+            return {(str(row[0]), str(row[1])): str(row[2]) for row in db.execute("SELECT * FROM shadow_place")}
+
+    def set_shadow(self, actor: Actor, digest: str, place: Place, on: bool) -> None:
+        """Have a candidate judge a view's frames after the champion, or no more.
+
+        Raises:
+            LookupError: there is no such candidate, recipe or view.
+            StationError: it is the champion there.
+        """
+        candidate = self.register.candidate(digest)
+        champion = champion_of(self.book, place)
+        if on and champion.digest == digest:
+            raise StationError(f"{candidate.reference} is the champion of recipe '{place[0]}', view '{place[1]}'")
+        if on:
+            quietly(lambda: self._target(digest, place))  # refused here, where somebody reads why
+        detail = {"package": candidate.reference, "digest": digest}
+        action = "model.shadow_on" if on else "model.shadow_off"
+        with self.trail.change(actor, action, f"{place[0]}/{place[1]}", detail) as db:
+            db.execute(
+                "DELETE FROM shadow_place WHERE recipe = ? AND view = ? AND (? OR package_digest = ?)", (*place, on, digest)
+            )
+            if on:
+                now = utc_now().isoformat()
+                db.execute("INSERT INTO shadow_place VALUES (?, ?, ?, ?, ?)", (*place, digest, actor.name, now))
+        self.refresh_shadows()
+
+    def refresh_shadows(self) -> None:
+        """Let the shadows that the database names judge; one that cannot be loaded is logged, and left out."""
+        targets: dict[Place, Target] = {}
+        for place, digest in self.shadow_places().items():
+            try:
+                champion_of(self.book, place)
+                targets[place] = quietly(lambda digest=digest, place=place: self._target(digest, place))  # type: ignore[misc]
+            except (LinegateError, LookupError) as error:
+                log.error("recipe '%s', view '%s': the shadow %s does not judge: %s", *place, digest[:12], error)
+        self.shadow.use(targets)
+
+    def _target(self, digest: str, place: Place) -> Target:
+        package = ModelPackage.load(self.shelf.location(digest))
+        if package.digest != digest:
+            raise StationError(f"{package.location} holds {package.reference} by now: import the package again")
+        inspector = Inspector(package, self.settings.model.provider)
+        return Target(digest, inspector, inspector.view_recipe, self.book.recipes[place[0]].views[place[1]].roi_xyxy)
