@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -400,3 +401,8 @@ def submit(station: Station, count: int, start: int = 0, defect_every: int = 10)
         frame = Frame(picture, PixelFormat.MONO8, f"frame-{number}", "test", "main", number, datetime.now(UTC))
         futures.append(station.line.submit(Capture(Part(f"part-{number:05d}", "test"), frame)))
     return futures
+
+
+def signed_in(station: Station, name: str = "anna", role: str = "quality") -> httpx.Client:
+    """Return a client of a station's API that is logged in as a user of this role."""
+    return httpx.Client(base_url=station.address, timeout=30)

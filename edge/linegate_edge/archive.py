@@ -17,9 +17,13 @@ from dataclasses import replace
 from typing import Final
 
 from linegate.errors import ImageError
+from linegate.stages import Frame
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Judged, Look, Recorded
+from linegate_edge.sampling import asks_about
+from linegate_edge.settings import ReviewSection
+from linegate_edge.traces import trace_of
 
 log = logging.getLogger("linegate.line")
 _WAITING: Final = 32
@@ -28,19 +32,34 @@ _WAITING: Final = 32
 class Archive(threading.Thread):
     """Keeps the pictures of parts that want them, then hands the parts on by `forward`."""
 
-    def __init__(self, evidence: EvidenceFolder, metrics: Metrics, forward: Callable[[Judged, Future[Recorded]], None]) -> None:
+    def __init__(
+        self,
+        evidence: EvidenceFolder,
+        review: ReviewSection,
+        metrics: Metrics,
+        forward: Callable[[Judged, Future[Recorded]], None],
+    ) -> None:
         super().__init__(name="archive", daemon=True)
+        self.review = review
         self._evidence, self._metrics, self._forward = evidence, metrics, forward
         self._parts: queue.SimpleQueue[tuple[Judged, Future[Recorded]] | None] = queue.SimpleQueue()
 
     def put(self, judged: Judged, done: Future[Recorded], *, may_wait: bool) -> None:
         """Take a part and the future of its verdict; who may wait does the work itself when too many wait already."""
-        if not self._evidence.wants(judged.verdict.decision, judged.verdict_id):
+        if not self._wanted(judged):
             self._forward(judged, done)
         elif may_wait and self._parts.qsize() >= _WAITING:
             self._forward(self._kept(judged), done)
         else:
             self._parts.put((judged, done))
+
+    def _wanted(self, judged: Judged) -> bool:
+        verdict = judged.verdict
+        if self._evidence.wants(verdict.decision, judged.verdict_id):
+            return True
+        scores = [(view.score, view.threshold) for view in verdict.views]
+        shares = {"close_share": self.review.close_share, "audit_share": self.review.audit_share}
+        return asks_about(verdict.decision, judged.verdict_id, scores, **shares) is not None
 
     def end(self) -> None:
         """Have the thread end when it has done all that it took."""
@@ -53,11 +72,11 @@ class Archive(threading.Thread):
 
     def _kept(self, judged: Judged) -> Judged:
         started = time.perf_counter()
-        looks = tuple(self._keep(look) for look in judged.looks)
+        looks = tuple(self._keep(look, judged) for look in judged.looks)
         spent_ms = round((time.perf_counter() - started) * 1e3, 3)
         return replace(judged, looks=looks, latency_ms={**judged.latency_ms, "evidence": spent_ms})
 
-    def _keep(self, look: Look) -> Look:
+    def _keep(self, look: Look, judged: Judged) -> Look:
         try:
             evidence = self._evidence.save(look.item)
         except (OSError, ImageError) as error:
@@ -67,4 +86,8 @@ class Archive(threading.Thread):
             return look
         if evidence is not None:
             self._metrics.evidence_bytes.inc(evidence.size_bytes)
-        return replace(look, evidence=evidence)
+        trace = None
+        if isinstance(look.item, Frame) and look.prediction is not None:
+            manifest = judged.recipe.views[look.item.view].inspector.package.manifest
+            trace = trace_of(look.item, look.prediction, manifest.thresholds.map)
+        return replace(look, evidence=evidence, trace=trace)

@@ -13,6 +13,18 @@ from linegate_edge.records import Evidence
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """What is kept of a judged look beside its picture: `heat` is a PNG over `roi_xyxy`, `thumbnail` 16 × 16 grey bytes."""
+
+    view: str
+    frame_id: str
+    size_wh: tuple[int, int]
+    roi_xyxy: tuple[int, int, int, int]
+    heat: bytes
+    thumbnail: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class NewVerdict:
     """A verdict on its way into the store; `message` gives its JSON once the sequence is known.
 
@@ -26,6 +38,7 @@ class NewVerdict:
     message: Callable[[int], str]
     origins: Sequence[str] = ()
     evidence: Sequence[Evidence] = ()
+    traces: Sequence[Trace] = ()
     journalled: bool = False
 
 

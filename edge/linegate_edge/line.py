@@ -90,7 +90,7 @@ class Line:
             plant_codes=plant_codes,
             on_replay=on_replay,
         )
-        self._archive = Archive(evidence, metrics, self.writer.put)
+        self._archive = Archive(evidence, settings.review, metrics, self.writer.put)
         self.health = FrameHealth(settings.health, store.value(KEPT_REFERENCES), self._keep_references)
         self._judging = Judging(
             self._lock,

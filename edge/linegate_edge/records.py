@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from linegate.stages import Frame, FrameFault, Part, Prediction, Verdict
 
 if TYPE_CHECKING:
+    from linegate_edge.changes import Trace
     from linegate_edge.recipes import LoadedRecipe
 
 
@@ -69,6 +70,7 @@ class Look:
     fault: FrameFault | None = None
     durations_ms: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     evidence: Evidence | None = None
+    trace: Trace | None = None
 
     @property
     def judged(self) -> Prediction | FrameFault:

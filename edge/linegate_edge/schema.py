@@ -84,4 +84,17 @@ MIGRATIONS: Final = (
     END;
     CREATE INDEX verdict_by_reject ON verdict (decision) WHERE decision <> 'pass';
     """,
+    """
+    CREATE TABLE trace (
+        sequence INTEGER NOT NULL REFERENCES verdict (sequence),
+        view TEXT NOT NULL,
+        frame_id TEXT NOT NULL,
+        width INTEGER NOT NULL,
+        height INTEGER NOT NULL,
+        roi TEXT NOT NULL,
+        heat BLOB NOT NULL,
+        thumbnail BLOB NOT NULL,
+        PRIMARY KEY (sequence, view)
+    ) WITHOUT ROWID;
+    """,
 )

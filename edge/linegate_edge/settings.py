@@ -174,6 +174,22 @@ class HealthSection(Settings):
     learn_frames: int = Field(default=20, ge=1, le=1000)
 
 
+class ReviewSection(Settings):
+    """`[review]`: which passed parts people are asked about, and what becomes of candidates.
+
+    Folders that are not named lie beside the store.
+    """
+
+    close_share: float = Field(default=0.1, ge=0, le=1)
+    audit_share: float = Field(default=0.0, ge=0, le=1)
+    models: FilePath | None = None
+    datasets: FilePath | None = None
+    gate: FilePath | None = None
+    approvals: int = Field(default=1, ge=0, le=2)
+    max_package_mib: int = Field(default=256, ge=1, le=1024)
+    shadow_share: float = Field(default=0.1, gt=0, le=1)
+
+
 class HttpSection(Settings):
     """`[http]`: the page, the metrics, and `POST /frames`."""
 
@@ -181,17 +197,6 @@ class HttpSection(Settings):
     port: int = Field(default=8080, ge=0, le=65535)
     names: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
     max_upload_mib: float = Field(default=64, gt=0, le=1024)
-
-
-class ReviewSection(Settings):
-    """`[review]`: candidates, their promotion, and what trains them; the folders lie beside the store unless named."""
-
-    models: FilePath | None = None
-    datasets: FilePath | None = None
-    gate: FilePath | None = None
-    approvals: int = Field(default=1, ge=0, le=2)
-    max_package_mib: int = Field(default=256, ge=1, le=1024)
-    shadow_share: float = Field(default=0.1, gt=0, le=1)
 
 
 class LimitsSection(Settings):
@@ -215,8 +220,8 @@ class StationSettings(Settings):
     evidence: EvidenceSection = EvidenceSection()
     health: HealthSection = HealthSection()
     plant_codes: dict[Name, Name] = Field(default_factory=dict)
-    http: HttpSection = HttpSection()
     review: ReviewSection = ReviewSection()
+    http: HttpSection = HttpSection()
     limits: LimitsSection = LimitsSection()
 
     @model_validator(mode="after")

@@ -35,11 +35,10 @@ from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.reload import reload_station
 from linegate_edge.review.app import create_app
-from linegate_edge.review.audit import AuditTrail
 from linegate_edge.review.commands import add_commands
-from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.models.room import ModelRoom
 from linegate_edge.review.models.routes import add_models
+from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.server import HttpServer
 from linegate_edge.service_manager import ServiceManager
 from linegate_edge.settings import StationSettings
@@ -71,10 +70,9 @@ class Station:
         with contextlib.ExitStack() as undo:
             self._store = Store(folder, topic)
             undo.callback(self._store.close)
-            self.reviews = ReviewDatabase(folder)
+            self.reviews = Reviews(folder, settings.review)
             undo.callback(self.reviews.close)
-            self.trail = AuditTrail(self.reviews)
-            self.models = ModelRoom(settings, self.reviews, self.trail, lambda: self.line.workers.waiting > 0)
+            self.models = ModelRoom(settings, self.reviews, lambda: self.line.workers.waiting > 0)
             self.book = RecipeBook(settings, overrides=self.models.promotions.overrides())
             self._restore_recipe()
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
@@ -137,6 +135,8 @@ class Station:
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
+                reviews=self.reviews,
+                class_names=self._class_names,
                 host_names=settings.http.names,
             )
             add_commands(app, self.dispatch.take)
@@ -181,6 +181,7 @@ class Station:
         self.dispatch.start()
         self.publisher.start()
         self._retention.start()
+        self.reviews.start()
         self._http.start()
         for camera in self.cameras:
             camera.start()
@@ -214,6 +215,7 @@ class Station:
             camera.join(timeout_s)
         self._http.stop(timeout_s)
         self._retention.stop()
+        self.reviews.stop()
         self.dispatch.stop()
         unstored = self.line.stop(timeout_s)
         if self._plc is not None:
@@ -324,6 +326,10 @@ class Station:
                     FrameFault(Reason.CAMERA_MISSING, str(error), str(uuid4()), camera.camera, camera.view, 0, utc_now())
                 )
         return faults
+
+    def _class_names(self) -> list[str]:
+        """Return the defect classes that the packages in service find, in their order."""
+        return list(dict.fromkeys(name for known in self.book.inspectors for name in known.package.manifest.labels[1:]))
 
     def _wake_publisher(self) -> None:
         self.publisher.wake()

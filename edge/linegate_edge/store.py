@@ -130,7 +130,9 @@ class Store:
                 self._db.executemany(
                     "INSERT OR IGNORE INTO outbox SELECT sequence FROM verdict WHERE sequence BETWEEN ? AND ?", changes.replayed
                 )
-                self._db.executemany("DELETE FROM evidence WHERE sequence = ?", ((number,) for number in changes.forgotten))
+                for table in ("evidence", "trace"):
+                    forgotten = ((number,) for number in changes.forgotten)
+                    self._db.executemany(f"DELETE FROM {table} WHERE sequence = ?", forgotten)
                 self._db.executemany("INSERT OR REPLACE INTO station VALUES (?, ?)", changes.values.items())
         except apsw.Error as error:
             raise StoreError(f"{self.path}: {error}: free some disk space, or look at the disk") from error
@@ -163,6 +165,11 @@ class Store:
             self._db.execute(
                 "INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)",  # two views may show the very same picture
                 (sequence, item.sha256, item.name, item.media_type, item.size_bytes, new.decision, new.decided_at),
+            )
+        for trace in new.traces:
+            self._db.execute(
+                "INSERT OR IGNORE INTO trace VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (sequence, trace.view, trace.frame_id, *trace.size_wh, json.dumps(trace.roi_xyxy), trace.heat, trace.thumbnail),
             )
         return Recorded(sequence, new.verdict_id, text)
 

@@ -280,6 +280,7 @@ class Writer(threading.Thread):
             message=functools.partial(self._message, judged),
             origins=judged.origins,
             evidence=[look.evidence for look in judged.looks if look.evidence is not None],
+            traces=[look.trace for look in judged.looks if look.trace is not None],
             journalled=judged.journalled,
         )
 

@@ -36,13 +36,18 @@ from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer,
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
+from linegate_edge.review.part_routes import add_parts
+from linegate_edge.review.queue_routes import add_queue
 from linegate_edge.review.records import VerdictQuery, add_verdict_pages
+from linegate_edge.review.reviews import Reviews
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
 _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
+_FIELDS: Final = {"/verdicts": tuple(VerdictQuery.model_fields), "/frames": tuple(FrameFields.model_fields)}
+_SHOWN_ERRORS: Final = 3
 _CHUNK_BYTES: Final = 256 * 1024
 _ASSETS: Final = {
     "live.js": "text/javascript; charset=utf-8",
@@ -68,6 +73,8 @@ def create_app(
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
+    reviews: Reviews,
+    class_names: Callable[[], list[str]] = list,
     host_names: Collection[str] = (),
     wait_s: float = 10.0,
 ) -> FastAPI:
@@ -90,6 +97,8 @@ def create_app(
     add_verdict_pages(app, store_path)
     _add_records(app, store_path, evidence)
     _add_health(app, line, metrics, ready)
+    add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
+    add_queue(app, reviews.database, reviews.trail, evidence, class_names)
     _add_page(app)
     return app
 
@@ -295,8 +304,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = (VerdictQuery if request.url.path == "/verdicts" else FrameFields).model_fields
-        return answer(422, "; ".join(_describe(detail, known) for detail in error.errors()))
+        known = _FIELDS.get(request.url.path, ())
+        details = error.errors()
+        more = f"; and {len(details) - _SHOWN_ERRORS} more" if len(details) > _SHOWN_ERRORS else ""
+        return answer(422, "; ".join(_describe(detail, known) for detail in details[:_SHOWN_ERRORS]) + more)
 
     async def on_linegate_error(request: Request, error: Exception) -> Response:
         return answer(503, str(error))
@@ -310,6 +321,12 @@ def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     place, *steps = (str(step) for step in detail["loc"])
     name = ".".join(steps) or place
     if detail["type"] == "extra_forbidden":
-        return f"unknown parameter '{name[:64]}': known are {', '.join(known)}"
+        text = f"unknown {'parameter' if place == 'query' else 'field'} '{name[:64]}'"
+        return f"{text}: known are {', '.join(known)}" if known else f"{text}: see /openapi.json"
     message = str(detail["msg"])
-    return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {detail['input']!r:.80}"
+    return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {_shortly(detail['input'])}"
+
+
+def _shortly(value: object) -> str:
+    # Of something large not even the text is made.
+    return repr(value)[:80] if isinstance(value, str | int | float | bool | None) else type(value).__name__

@@ -113,7 +113,7 @@ class ReviewDatabase:
         db.execute("PRAGMA cache_size=-8192").fetchall()
         verdicts = self.folder / DATABASE_FILE
         if verdicts.exists():
-            db.execute("ATTACH DATABASE ? AS line", (str(verdicts),)).fetchall()  # read-only, as the connection is
+            db.execute("ATTACH DATABASE ? AS line", (str(verdicts),)).fetchall()  # read-only as the connection is
         return db
 
     def close(self) -> None:

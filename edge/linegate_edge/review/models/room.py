@@ -14,11 +14,11 @@ from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate_edge.message import utc_now
 from linegate_edge.recipes import Place, RecipeBook
-from linegate_edge.review.audit import Actor, AuditTrail
-from linegate_edge.review.database import ReviewDatabase
+from linegate_edge.review.audit import Actor
 from linegate_edge.review.models.promotion import Promotion, Promotions, champion_of
 from linegate_edge.review.models.register import Register
 from linegate_edge.review.models.shelf import Shelf, quietly
+from linegate_edge.review.reviews import Reviews
 from linegate_edge.settings import StationSettings
 from linegate_edge.shadow import Shadow, Target
 
@@ -28,9 +28,8 @@ log = logging.getLogger("linegate.models")
 class ModelRoom:
     """The models of one station; `behind` says whether its line has too much to do for a shadow."""
 
-    def __init__(
-        self, settings: StationSettings, database: ReviewDatabase, trail: AuditTrail, behind: Callable[[], bool]
-    ) -> None:
+    def __init__(self, settings: StationSettings, reviews: Reviews, behind: Callable[[], bool]) -> None:
+        database, trail = reviews.database, reviews.trail
         self.settings, self.database, self.trail = settings, database, trail
         review = settings.review
         self.shelf = Shelf(settings.models_folder, settings.model.provider, review.max_package_mib * 2**20)
