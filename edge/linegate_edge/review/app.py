@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import importlib.resources
 import re
 import threading
 import time
@@ -40,6 +38,7 @@ from linegate_edge.review.part_routes import add_parts
 from linegate_edge.review.queue_routes import add_queue
 from linegate_edge.review.records import VerdictQuery, add_verdict_pages
 from linegate_edge.review.reviews import Reviews
+from linegate_edge.review.static import add_pages
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
@@ -49,11 +48,6 @@ _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "
 _FIELDS: Final = {"/verdicts": tuple(VerdictQuery.model_fields), "/frames": tuple(FrameFields.model_fields)}
 _SHOWN_ERRORS: Final = 3
 _CHUNK_BYTES: Final = 256 * 1024
-_ASSETS: Final = {
-    "live.js": "text/javascript; charset=utf-8",
-    "live.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
 Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
@@ -99,7 +93,7 @@ def create_app(
     _add_health(app, line, metrics, ready)
     add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
     add_queue(app, reviews.database, reviews.trail, evidence, class_names)
-    _add_page(app)
+    add_pages(app)
     return app
 
 
@@ -260,31 +254,6 @@ def _add_health(app: FastAPI, line: Line, metrics: Metrics, ready: Callable[[], 
 def _health(response: Response, reason: str | None) -> HealthAnswer:
     response.status_code = 200 if reason is None else 503
     return HealthAnswer(ok=reason is None, reason=reason)
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = importlib.resources.files("linegate_edge.review").joinpath("pages")
-    page = folder.joinpath("live.html").read_bytes()
-    assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
-
-    @app.get("/", include_in_schema=False)
-    async def get_page(request: Request) -> Response:
-        return _static(request, page, "text/html; charset=utf-8")
-
-    @app.get("/assets/{name}", include_in_schema=False)
-    async def get_asset(request: Request, name: str) -> Response:
-        if name not in assets:
-            raise HTTPException(404, f"no asset '{name[:64]}'")
-        return _static(request, assets[name], _ASSETS[name])
-
-
-def _static(request: Request, data: bytes, media_type: str) -> Response:
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-    # Asked for each time, so that a new release and its page never mix; the tag makes that cheap.
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
