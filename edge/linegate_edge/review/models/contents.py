@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from linegate.comparison import COMPARISON_FILE, DIFFERENCES
 from linegate.errors import PackageError
 from linegate.package import MANIFEST_FILE
 
-COMPARISON_FILE: Final = "comparison.json"
-PICTURES_FOLDER: Final = "differences"
 PACKAGE_FOLDER: Final = "package"
 PICTURE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(?:jpg|png)")
 MAX_PICTURES: Final = 500
@@ -63,7 +62,7 @@ _Readable = dict[PurePosixPath, tuple[int, Callable[[], bytes]]]
 
 def _files_of(folder: Path) -> _Readable:
     found: _Readable = {}
-    for inner in ("", PACKAGE_FOLDER, PICTURES_FOLDER):
+    for inner in ("", PACKAGE_FOLDER, DIFFERENCES):
         for path in sorted((folder / inner).iterdir()) if (folder / inner).is_dir() else ():
             if path.is_file() and not path.is_symlink():
                 found[PurePosixPath(inner, path.name)] = path.stat().st_size, path.read_bytes
@@ -112,9 +111,7 @@ def _gather(name: str, files: _Readable, max_bytes: int) -> Contents:
         if path.parent == root and path.name != COMPARISON_FILE and not path.name.startswith(".")
     }
     pictures = {
-        path: entry
-        for path, entry in files.items()
-        if path.parent == base / PICTURES_FOLDER and PICTURE_NAME.fullmatch(path.name)
+        path: entry for path, entry in files.items() if path.parent == base / DIFFERENCES and PICTURE_NAME.fullmatch(path.name)
     }
     comparison = files.get(base / COMPARISON_FILE)
     wanted = [*package.values(), *pictures.values(), *([comparison] if comparison is not None else [])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import apsw
 
@@ -55,7 +55,7 @@ class Register:
             "package": candidate.reference,
             "source": name,
             "comparison": candidate.comparison_digest or None,
-            "gate": None if candidate.outcome is None else ("go" if candidate.outcome.go else "no-go"),
+            "gate": gate_of(candidate),
             "trained_by": trained_by,
         }
         with self._trail.change(actor, "model.import", candidate.digest, detail) as db:
@@ -121,14 +121,14 @@ class Register:
 
     def objections(self, candidate: Candidate, champion_digest: str) -> list[str]:
         """Return why the gate does not speak for putting the candidate in the champion's place; each needs a reason to pass."""
-        outcome = candidate.outcome
-        if outcome is None:
+        comparison = candidate.comparison
+        if comparison is None:
             return ["it was never compared with the champion"]
-        found = [] if outcome.go else ["the gate said no-go" + "".join(f": {reason}" for reason in outcome.reasons[:3])]
-        if outcome.champion_digest != champion_digest:
-            found.append(
-                f"it was compared with {str(outcome.champion_digest)[:12]}, and {champion_digest[:12]} is the champion here"
-            )
+        broken = [rule.reason for rule in comparison.gate.rules if not rule.met]
+        found = [] if comparison.gate.go else [f"the gate said no-go: {'; '.join(broken) or 'without a reason'}"]
+        compared = comparison.champion.digest
+        if compared != champion_digest:
+            found.append(f"it was compared with {compared[:12]}, and {champion_digest[:12]} is the champion here")
         return found
 
     def check(self, candidate: Candidate, champion_digest: str, override_reason: str | None) -> None:
@@ -161,6 +161,13 @@ class Register:
 
 def _approval(row: tuple[Any, ...]) -> Approval:
     return Approval(*row)
+
+
+def gate_of(candidate: Candidate) -> Literal["go", "no-go"] | None:
+    """Return what the gate said of a candidate, or None: it was never asked."""
+    if candidate.comparison is None:
+        return None
+    return "go" if candidate.comparison.gate.go else "no-go"
 
 
 def enter(db: apsw.Connection, candidate: Candidate, by: str, source: str, trained_by: str | None) -> None:

@@ -22,18 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from pydantic import ValidationError
+
+from linegate.comparison import COMPARISON_FILE, DIFFERENCES, Comparison
 from linegate.errors import LinegateError, PackageError
 from linegate.infer import Inspector
 from linegate.package import CARD_FILE, Manifest, ModelPackage
-from linegate_edge.review.models.contents import (
-    COMPARISON_FILE,
-    PACKAGE_FOLDER,
-    PICTURE_NAME,
-    PICTURES_FOLDER,
-    Contents,
-    read_contents,
-)
-from linegate_edge.review.models.outcome import Outcome, read_outcome
+from linegate.settings import describe
+from linegate_edge.review.models.contents import PACKAGE_FOLDER, PICTURE_NAME, Contents, read_contents
 
 _STAGING: Final = ".importing-"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -42,13 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A package on the shelf; `outcome` is what its comparison came to, `comparison_digest` the SHA-256 of that file or ""."""
+    """A package on the shelf; `comparison_digest` is the SHA-256 of its comparison, "" where it has none."""
 
     digest: str
     location: Path
     manifest: Manifest
     card: str
-    outcome: Outcome | None
+    comparison: Comparison | None
     comparison_digest: str
 
     @property
@@ -85,7 +81,7 @@ class Shelf:
             try:
                 package = ModelPackage.load(staging / PACKAGE_FOLDER)
                 if contents.comparison is not None:
-                    read_outcome(contents.comparison, package.digest)
+                    read_comparison(contents.comparison, package.digest)
                 quietly(lambda: Inspector(package, self._provider))
                 self._place(staging, package.digest, replaces=contents.comparison is not None)
             except LinegateError as error:
@@ -123,7 +119,7 @@ class Shelf:
             home / PACKAGE_FOLDER,
             package.manifest,
             package.files[CARD_FILE].decode(errors="replace"),
-            None if raw is None else read_outcome(raw, digest),
+            None if raw is None else read_comparison(raw, digest),
             "" if raw is None else hashlib.sha256(raw).hexdigest(),
         )
         self._known[digest] = marks, candidate
@@ -140,7 +136,7 @@ class Shelf:
 
     def pictures(self, digest: str) -> Mapping[str, Path]:
         """Return the pictures of a candidate's differences by name."""
-        folder = self.folder / digest / PICTURES_FOLDER
+        folder = self.folder / digest / DIFFERENCES
         if not _DIGEST.fullmatch(digest) or not folder.is_dir():
             return {}
         return {path.name: path for path in sorted(folder.iterdir()) if PICTURE_NAME.fullmatch(path.name)}
@@ -150,12 +146,12 @@ class Shelf:
             self.folder.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
             try:
-                for inner in (PACKAGE_FOLDER, PICTURES_FOLDER):
+                for inner in (PACKAGE_FOLDER, DIFFERENCES):
                     (staging / inner).mkdir()
                 for name, data in contents.package.items():
                     _write(staging / PACKAGE_FOLDER / name, data)
                 for name, data in contents.pictures.items():
-                    _write(staging / PICTURES_FOLDER / name, data)
+                    _write(staging / DIFFERENCES / name, data)
                 if contents.comparison is not None:
                     _write(staging / COMPARISON_FILE, contents.comparison)
                 for folder in (staging / PACKAGE_FOLDER, staging):
@@ -177,6 +173,22 @@ class Shelf:
         staging.rename(target)
         _sync(self.folder)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def read_comparison(raw: bytes, digest: str) -> Comparison:
+    """Return the comparison in the bytes of a file, which must speak of the package of this digest.
+
+    Raises:
+        PackageError: it is none that this Linegate reads, or one of another package.
+    """
+    try:
+        comparison = Comparison.model_validate_json(raw)
+    except ValidationError as error:
+        raise PackageError(f"{COMPARISON_FILE}: {describe(error, Comparison)}: compare the packages again") from error
+    if comparison.candidate is not None and comparison.candidate.digest != digest:
+        text = f"speaks of package {comparison.candidate.digest[:12]}, not of {digest[:12]}: bring each with its own"
+        raise PackageError(f"{COMPARISON_FILE} {text}")
+    return comparison
 
 
 def quietly(work: Callable[[], T]) -> T:
