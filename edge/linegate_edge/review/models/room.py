@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from linegate.dataset_version import is_version
 from linegate.errors import LinegateError, StationError
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
@@ -17,9 +18,11 @@ from linegate_edge.recipes import Place, RecipeBook
 from linegate_edge.review.audit import Actor
 from linegate_edge.review.models.promotion import Promotion, Promotions, champion_of
 from linegate_edge.review.models.register import Register
+from linegate_edge.review.models.run_record import RunRecord
 from linegate_edge.review.models.shelf import Shelf, quietly
+from linegate_edge.review.models.training_runs import TrainingRuns
 from linegate_edge.review.reviews import Reviews
-from linegate_edge.settings import StationSettings
+from linegate_edge.settings import StationSettings, ViewSettings
 from linegate_edge.shadow import Shadow, Target
 
 log = logging.getLogger("linegate.models")
@@ -36,6 +39,7 @@ class ModelRoom:
         self.register = Register(database, trail, self.shelf, review.approvals)
         self.promotions = Promotions(database, trail, self.register)
         self.shadow = Shadow(database, review.shadow_share, behind)
+        self.runs = TrainingRuns(database.folder, trail, gate=review.gate)
         self._book: RecipeBook | None = None
         self._on_change: Callable[[], None] = lambda: None
 
@@ -58,21 +62,55 @@ class ModelRoom:
 
     # -- promotions -------------------------------------------------------------------------------------------------
 
-    def promote(self, actor: Actor, digest: str, place: Place, override_reason: str | None) -> Promotion:
-        """Put a candidate in force, as `Promotions.promote`."""
+    def promote(self, actor: Actor, digest: str, place: Place, override_reason: str | None) -> tuple[Promotion, str | None]:
+        """Put a candidate in force, as `Promotions.promote`; return with it what changed beside the package."""
         done = self.promotions.promote(self.book, actor, digest, place, override_reason)
-        self._changed()
-        return done
+        return done, self._changed(place)
 
-    def roll_back(self, actor: Actor, number: int, reason: str) -> Promotion:
-        """Undo a promotion, as `Promotions.roll_back`."""
+    def roll_back(self, actor: Actor, number: int, reason: str) -> tuple[Promotion, str | None]:
+        """Undo a promotion, as `Promotions.roll_back`; return with it what changed beside the package."""
         done = self.promotions.roll_back(self.book, actor, number, reason)
-        self._changed()
-        return done
+        return done, self._changed((done.recipe, done.view))
 
-    def _changed(self) -> None:
+    def _changed(self, place: Place) -> str | None:
         self._on_change()
         self.refresh_shadows()
+        own = self.settings_of(place)
+        if own.threshold is None and own.undecided_below is None:
+            return None
+        recipe = self.book.recipes[place[0]]
+        limits, version = recipe.recipe.views[place[1]], recipe.views[place[1]].threshold_version
+        if version.startswith("package:"):
+            text = "the thresholds of STATION.toml belong to the package that it names, and are set aside: the package's own"
+        else:
+            text = "the thresholds of STATION.toml hold again:"
+        return f"{text} {limits.threshold:g}, undecided from {limits.undecided_below:g} below"
+
+    def settings_of(self, place: Place) -> ViewSettings:
+        """Return what STATION.toml says of a view that is there."""
+        return self.book.settings.all_recipes[place[0]].views[place[1]]
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def start_training(self, actor: Actor, version: str, champion: str | None, nice: int) -> RunRecord:
+        """Start a training on a version, by its folder's name, beside a champion (None: what judges the first view).
+
+        Raises:
+            LookupError: there is no such version or package.
+            StationError: one is running already, or none can be started here.
+        """
+        folder = self.settings.datasets_folder
+        there = {path.name: path for path in (folder.iterdir() if folder.is_dir() else ()) if is_version(path)}
+        if version not in there:
+            raise LookupError(f"no data set version '{version[:128]}' in {folder}: build one from reviewed parts first")
+        serving = {known.package.digest: known.package for known in self.book.inspectors}
+        digest = champion or next(iter(serving))
+        if digest in serving:
+            location, reference = serving[digest].location, serving[digest].reference
+        else:
+            candidate = self.register.candidate(digest)
+            location, reference = candidate.location, candidate.reference
+        return self.runs.start(actor, there[version].absolute(), location.absolute(), reference, digest, nice)
 
     # -- shadows ----------------------------------------------------------------------------------------------------
 

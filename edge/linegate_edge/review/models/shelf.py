@@ -11,13 +11,14 @@ it, is left to `register` and `promotion`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -65,6 +66,23 @@ class Shelf:
         """Remove what an import left that was killed; only the owner of the store may call it."""
         for left in self.folder.glob(f"{_STAGING}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def room_to_receive(self) -> Iterator[Path]:
+        """Lend a folder on the shelf's own disk for what is on its way.
+
+        Raises:
+            PackageError: there is none to be had.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
+        except OSError as error:
+            raise PackageError(f"{self.folder}: no package can be kept here: {error.strerror}") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def put(self, source: Path, called: str | None = None) -> Candidate:
         """Bring a package folder, a run's folder, or a zip of either; `called` names it in errors.
