@@ -41,13 +41,20 @@ class ModelRoom:
         self.shadow = Shadow(database, review.shadow_share, behind)
         self.runs = TrainingRuns(database.folder, trail, gate=review.gate)
         self._book: RecipeBook | None = None
+        self._is_open = False
         self._on_change: Callable[[], None] = lambda: None
 
     def open(self, book: RecipeBook, on_change: Callable[[], None] = lambda: None) -> None:
         """Take the recipes in force; `on_change` is called after each promotion. Shadows of the last run go on."""
-        self._book, self._on_change = book, on_change
+        self._on_change = on_change
+        self.use_book(book)
+        self._is_open = True
         self.shelf.tidy()
         self.refresh_shadows()
+
+    def use_book(self, book: RecipeBook) -> None:
+        """Take the recipes alone: nothing judges in the shadow."""
+        self._book = book
 
     def close(self) -> None:
         """End what works in the background."""
@@ -74,7 +81,8 @@ class ModelRoom:
 
     def _changed(self, place: Place) -> str | None:
         self._on_change()
-        self.refresh_shadows()
+        if self._is_open:
+            self.refresh_shadows()
         own = self.settings_of(place)
         if own.threshold is None and own.undecided_below is None:
             return None

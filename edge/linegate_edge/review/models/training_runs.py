@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -43,6 +44,7 @@ NOT_INSTALLED: Final = (
     "run `linegate retrain` there, and import the package that it writes"
 )
 _GRACE_S: Final = 15.0
+_POLL_S: Final = 0.05
 
 
 def why_no_training() -> str | None:
@@ -136,8 +138,8 @@ class TrainingRuns:
         log.info("training run %d on %s was started by %s", number, version.name, actor.name)
         return record
 
-    def cancel(self, actor: Actor, number: int) -> RunRecord:
-        """Have a run end: it is asked to, and after a while made to.
+    def cancel(self, actor: Actor, number: int, *, wait: bool = False) -> RunRecord:
+        """Have a run end: it is asked to, and after a while made to; with `wait`, return when it has.
 
         Raises:
             LookupError: there is none of this number.
@@ -154,6 +156,11 @@ class TrainingRuns:
         insist = threading.Timer(self._grace_s, _signal, (record, signal.SIGKILL))
         insist.daemon = True
         insist.start()
+        if wait:
+            while is_alive(record):
+                time.sleep(_POLL_S)
+            insist.cancel()
+            return self.find(number)
         return record
 
     def _open(self, number: int, version: Path, champion: Path, nice: int) -> subprocess.Popen[bytes]:
