@@ -111,7 +111,7 @@ def comparison(
 
 def write_run(folder: Path, champion: ModelPackage, *, threshold: float, go: bool = True, name: str = "spots") -> ModelPackage:
     """Write a folder as a training leaves it: package, comparison, pictures."""
-    package = write_spot_package(folder / "package", threshold=threshold, name=name)
+    package = write_spot_package(folder / "candidate", threshold=threshold, name=name)
     (folder / "differences").mkdir(exist_ok=True)
     (folder / "differences" / "0001-crack.jpg").write_bytes(b"\xff\xd8picture")
     text = json.dumps(comparison(champion, package, go=go, picture="differences/0001-crack.jpg"))

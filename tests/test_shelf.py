@@ -67,7 +67,7 @@ def test_a_run_brings_its_comparison_and_its_pictures(shelf: Shelf, tmp_path: Pa
 def test_a_comparison_of_another_package_is_refused(shelf: Shelf, tmp_path: Path) -> None:
     champion = write_spot_package(tmp_path / "spots")
     write_run(tmp_path / "run", champion, threshold=0.5)
-    write_spot_package(tmp_path / "run" / "package", threshold=0.6)
+    write_spot_package(tmp_path / "run" / "candidate", threshold=0.6)
     with pytest.raises(PackageError, match=r"speaks of package \w{12}, not of \w{12}"):
         shelf.put(tmp_path / "run")
     assert everything(shelf.folder) == []

@@ -22,7 +22,7 @@ from models_world import ANNA, MIA, NO_BROKER, write_run
 
 SCRIPT = """
 import json, os, pathlib, shutil, signal, sys, time
-arguments = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+arguments = dict(zip(sys.argv[2:-1], sys.argv[3:]))
 version, behaviour = pathlib.Path(sys.argv[1]), json.loads((pathlib.Path(sys.argv[1]) / "behaviour.json").read_text())
 out, progress = pathlib.Path(arguments["--out"]), pathlib.Path(arguments["--progress"])
 def tell(step, share, text=""):
@@ -67,7 +67,9 @@ class Site:
 
     def start(self) -> RunRecord:
         champion = ModelPackage.load(self.champion)
-        return self.runs.start(MIA, self.version, self.champion, champion.reference, champion.digest)
+        return self.runs.start(
+            MIA, self.version, self.champion, champion.reference, champion.digest, {"seed": 7, "instant": True}
+        )
 
     def state(self, number: int = 1) -> str:
         return self.runs.find(number).state
@@ -119,7 +121,9 @@ def test_a_run_has_the_lowest_priority_a_session_of_its_own_and_no_shell(site: S
     record = site.runs.find(1)
     assert os.getpriority(os.PRIO_PROCESS, record.pid) == 19
     assert "session True" in site.log()[0]
-    assert json.loads(site.log()[1])[0] == str(odd)
+    arguments = json.loads(site.log()[1])
+    assert arguments[0] == str(odd)
+    assert arguments[-2:] == ["--seed=7", "--instant"]
 
 
 def test_a_run_that_fails_tells_its_last_line(site: Site) -> None:
@@ -170,7 +174,7 @@ def test_a_run_that_goes_on_is_found_again_after_a_restart(site: Site) -> None:
     again = site.make()
     assert again.find(1).state == "running"
     with pytest.raises(StationError, match="at work"):
-        again.start(MIA, site.version, site.champion, "spots", "0" * 64)
+        again.start(MIA, site.version, site.champion, "spots", "0" * 64, {})
     (site.version / "go").touch()
     wait_until(lambda: again.find(1).state == "done", what="the end")
 
@@ -220,7 +224,7 @@ def test_torn_files_of_a_run_break_nothing(site: Site) -> None:
 def test_without_the_training_package_one_line_says_how_to_train_elsewhere(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("linegate_edge.review.models.training_runs.why_no_training", lambda: NOT_INSTALLED)
     with pytest.raises(StationError, match="run `linegate retrain` there"):
-        TrainingRuns(site.store, site.trail).start(MIA, site.version, site.champion, "spots", "0" * 64)
+        TrainingRuns(site.store, site.trail).start(MIA, site.version, site.champion, "spots", "0" * 64, {})
     assert "\n" not in NOT_INSTALLED
 
 

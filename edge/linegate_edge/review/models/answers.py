@@ -232,9 +232,20 @@ class ShadowAnswer(_Closed):
 
 
 class TrainingOptions(_Closed):
-    """How a training runs: `nice` is its priority, 19 the lowest."""
+    """What `linegate retrain` is told beside the version and the champion; null is its own default."""
 
-    nice: int = Field(default=19, ge=0, le=19)
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    images_shown: int | None = Field(default=None, ge=100, le=10_000_000)
+    threads: int | None = Field(default=None, ge=1, le=256)
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] | None = None
+    false_reject_rate: float | None = Field(default=None, gt=0, lt=1)
+    instant: bool = False
+
+    @property
+    def given(self) -> dict[str, str | int | bool]:
+        """Those that were given, by the names of the command's options."""
+        values = {name.replace("_", "-"): value for name, value in self if value is not None and value is not False}
+        return {name: str(value) if isinstance(value, float) else value for name, value in values.items()}
 
 
 class TrainingRequest(_Closed):

@@ -21,6 +21,8 @@ from linegate.errors import PackageError
 from linegate.package import MANIFEST_FILE
 
 PACKAGE_FOLDER: Final = "package"
+RUN_FOLDERS: Final = ("candidate", PACKAGE_FOLDER)
+"""Where the package lies in a run's folder: as `linegate retrain` names it, or as the shelf does."""
 PICTURE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(?:jpg|png)")
 MAX_PICTURES: Final = 500
 _MAX_ENTRIES: Final = 4096
@@ -62,7 +64,7 @@ _Readable = dict[PurePosixPath, tuple[int, Callable[[], bytes]]]
 
 def _files_of(folder: Path) -> _Readable:
     found: _Readable = {}
-    for inner in ("", PACKAGE_FOLDER, DIFFERENCES):
+    for inner in ("", *RUN_FOLDERS, DIFFERENCES):
         for path in sorted((folder / inner).iterdir()) if (folder / inner).is_dir() else ():
             if path.is_file() and not path.is_symlink():
                 found[PurePosixPath(inner, path.name)] = path.stat().st_size, path.read_bytes
@@ -104,7 +106,7 @@ def _gather(name: str, files: _Readable, max_bytes: int) -> Contents:
     if len(manifests) > 1:
         raise PackageError(f"{name}: holds {len(manifests)} packages: bring them one by one")
     root = manifests[0].parent
-    base = root.parent if root.name == PACKAGE_FOLDER else root
+    base = root.parent if root.name in RUN_FOLDERS else root
     package = {
         path: entry
         for path, entry in files.items()

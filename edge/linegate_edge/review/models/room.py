@@ -20,7 +20,7 @@ from linegate_edge.review.models.promotion import Promotion, Promotions, champio
 from linegate_edge.review.models.register import Register
 from linegate_edge.review.models.run_record import RunRecord
 from linegate_edge.review.models.shelf import Shelf, quietly
-from linegate_edge.review.models.training_runs import TrainingRuns
+from linegate_edge.review.models.training_runs import Options, TrainingRuns
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.settings import StationSettings, ViewSettings
 from linegate_edge.shadow import Shadow, Target
@@ -100,7 +100,7 @@ class ModelRoom:
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def start_training(self, actor: Actor, version: str, champion: str | None, nice: int) -> RunRecord:
+    def start_training(self, actor: Actor, version: str, champion: str | None, options: Options) -> RunRecord:
         """Start a training on a version, by its folder's name, beside a champion (None: what judges the first view).
 
         Raises:
@@ -118,7 +118,7 @@ class ModelRoom:
         else:
             candidate = self.register.candidate(digest)
             location, reference = candidate.location, candidate.reference
-        return self.runs.start(actor, there[version].absolute(), location.absolute(), reference, digest, nice)
+        return self.runs.start(actor, there[version].absolute(), location.absolute(), reference, digest, options)
 
     # -- shadows ----------------------------------------------------------------------------------------------------
 

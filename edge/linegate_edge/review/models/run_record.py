@@ -21,8 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from linegate.comparison import COMPARISON_FILE, Comparison, load_comparison
 from linegate.errors import DataError
-from linegate.package import MANIFEST_FILE
-from linegate_edge.review.models.contents import PACKAGE_FOLDER
 
 RECORD_FILE: Final = "run.json"
 PROGRESS_FILE: Final = "progress.jsonl"
@@ -44,7 +42,7 @@ class RunRecord(BaseModel):
     version: str
     champion: str
     champion_digest: str
-    nice: int
+    options: dict[str, str | int | bool]
     by: str
     started_at: str
     pid: int
@@ -123,9 +121,8 @@ def read_result(folder: Path) -> Comparison | None:
 
 
 def has_result(folder: Path) -> bool:
-    """Say whether a run made what it is for: a package and its comparison."""
-    out = folder / OUT_FOLDER
-    return (out / PACKAGE_FOLDER / MANIFEST_FILE).is_file() and (out / COMPARISON_FILE).is_file()
+    """Say whether a run came to its end: it wrote the comparison, though perhaps of a candidate that could not be measured."""
+    return (folder / OUT_FOLDER / COMPARISON_FILE).is_file()
 
 
 def _tail(path: Path) -> list[str]:

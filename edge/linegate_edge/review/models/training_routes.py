@@ -45,7 +45,7 @@ def add_training(app: FastAPI, room: ModelRoom, refusals: Callable[[], AbstractC
     def start_run(who: Who, wanted: TrainingRequest) -> TrainingAnswer:
         """Start a training on a data set version; what it makes is compared with the champion on the frozen test set."""
         with refusals():
-            run = room.start_training(who, wanted.version, wanted.champion, wanted.options.nice)
+            run = room.start_training(who, wanted.version, wanted.champion, wanted.options.given)
             return training_answer(room, run, log_lines=_LINES_IN_LIST)
 
     @app.get("/api/v1/training/{run}", tags=["training"], responses=_errors(404), summary="One training run")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,8 +43,12 @@ NOT_INSTALLED: Final = (
     "training is not installed here: install linegate[training], or copy the data set version to a machine that has it, "
     "run `linegate retrain` there, and import the package that it writes"
 )
+LOWEST_PRIORITY: Final = 19
 _GRACE_S: Final = 15.0
+_GATE_ANSWERED: Final = (0, 1)
+"""Exit status of a training that made a candidate: the gate said go, or no-go."""
 _POLL_S: Final = 0.05
+Options = Mapping[str, str | int | bool]
 
 
 def why_no_training() -> str | None:
@@ -96,8 +100,10 @@ class TrainingRuns:
             raise LookupError(f"no training run {number}: see the list of runs")
         return record
 
-    def start(self, actor: Actor, version: Path, champion: Path, reference: str, digest: str, nice: int = 19) -> RunRecord:
+    def start(self, actor: Actor, version: Path, champion: Path, reference: str, digest: str, options: Options) -> RunRecord:
         """Start a training on a data set version, to be compared with a champion (its package, reference and digest).
+
+        `options` are those of `linegate retrain`, by name without the dashes; `True` stands for one without a value.
 
         Raises:
             StationError: one is running already, training is not installed, or the process cannot be started.
@@ -110,17 +116,23 @@ class TrainingRuns:
             if running is not None:
                 raise StationError(f"training run {running.number} is at work: wait for its end, or cancel it")
             number = max((run.number for run in runs), default=0) + 1
-            detail = {"run": number, "version": version.name, "champion": reference, "champion_digest": digest}
+            detail = {
+                "run": number,
+                "version": version.name,
+                "champion": reference,
+                "champion_digest": digest,
+                "options": dict(options),
+            }
             process = None
             try:
                 with self._trail.change(actor, "training.start", f"training/{number}", detail):
-                    process = self._open(number, version, champion, nice)
+                    process = self._open(number, version, champion, options)
                     record = RunRecord(
                         number=number,
                         version=version.name,
                         champion=reference,
                         champion_digest=digest,
-                        nice=nice,
+                        options=dict(options),
                         by=actor.name,
                         started_at=utc_now().isoformat(),
                         pid=process.pid,
@@ -163,20 +175,22 @@ class TrainingRuns:
             return self.find(number)
         return record
 
-    def _open(self, number: int, version: Path, champion: Path, nice: int) -> subprocess.Popen[bytes]:
+    def _open(self, number: int, version: Path, champion: Path, options: Options) -> subprocess.Popen[bytes]:
         folder = self.folder_of(number)
         folder.mkdir(parents=True)
         arguments = [*self._command, str(version), "--champion", str(champion), "--out", str(folder / OUT_FOLDER)]
-        arguments += ["--progress", str(folder / PROGRESS_FILE), "--nice", str(nice)]
+        arguments += ["--progress", str(folder / PROGRESS_FILE), "--nice", "0"]  # it has the lowest priority from the start
         if self._gate is not None:
             arguments += ["--gate", str(self._gate)]
+        for name, value in options.items():
+            arguments += [f"--{name}"] if value is True else [f"--{name}={value}"]
         with (folder / LOG_FILE).open("wb") as output:
             process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, start_new_session=True
             )
         # Here and not in the child before exec, which is not safe beside threads.
         with contextlib.suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+            os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
         return process
 
     def _wait(self, number: int, process: subprocess.Popen[bytes]) -> None:
@@ -210,9 +224,9 @@ class TrainingRuns:
 def _outcome(folder: Path, record: RunRecord, status: int | None) -> dict[str, object]:
     """Return how a run ended; without a status the station was not there when it did."""
     last = next(iter(read_log(folder, 1)), "it said nothing")
-    if record.cancelled_by is not None and not (status == 0 and has_result(folder)):
+    if record.cancelled_by is not None and not (status in _GATE_ANSWERED and has_result(folder)):
         return {"state": "cancelled", "exit_status": status}
-    if (status is None or status >= 0) and has_result(folder):
+    if status in (None, *_GATE_ANSWERED) and has_result(folder):
         return {"state": "done", "exit_status": status}
     if status is not None and status < 0:
         name = signal.Signals(-status).name
