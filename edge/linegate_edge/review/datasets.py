@@ -1,6 +1,6 @@
 """Data set versions of one station: made from its reviews, with the trail's line, one at a time.
 
-Rules kept here: the version before of the same name is the new one's parent, so that what was measured on once is measured on for
+Rules kept here: the version before of the same name is the parent, so that what was measured on once is measured on for
 ever; where nothing new was said the same version is given again. What the truth is comes from `reviewed`, how a version is
 written from `dataset_versions`.
 """
