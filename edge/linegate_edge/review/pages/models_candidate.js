@@ -45,7 +45,12 @@ export function candidate(model, context) {
       make("p", { className: "hint origin" }, origin(model)),
     ),
   );
-  if (comparison) card.append(...compared(model, comparison));
+  if (comparison && ["candidate", "shadow"].includes(model.state)) card.append(...compared(model, comparison));
+  if (comparison && !["candidate", "shadow"].includes(model.state)) {
+    const before = folding(`before-${model.digest}`, `Comparison with the champion before it (${comparison.champion})`, ...compared(model, comparison));
+    before.classList.add("before");
+    card.append(before);
+  }
   card.append(approvals(model, context));
   if (context.shadow && (context.shadow.parts > 0 || context.shadow.places.length > 0)) card.append(shadowed(model, context.shadow));
   card.append(more(model), actions(model, context));
@@ -100,7 +105,7 @@ function table(numbers, comparison) {
     const { champion_ms: before, candidate_ms: after, provider, threads } = comparison.speed;
     rows.push(plain("Speed", `one image, ${provider}, ${threads} thread${threads === 1 ? "" : "s"}`, `${before.toFixed(1)} ms`, `${after.toFixed(1)} ms`, null));
   }
-  const head = make("tr", {}, ...["", "Champion", "Candidate", "p"].map((text) => make("th", { scope: "col" }, text)));
+  const head = make("tr", {}, ...["", "Champion", "Candidate", "p value"].map((text) => make("th", { scope: "col" }, text)));
   const caption = make("caption", { className: "hint" }, `${numbers.good} good and ${numbers.defective} defective parts; bars are 95 % intervals`);
   return make("div", { className: "scroll" }, make("table", { className: "table compare" }, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
@@ -188,7 +193,7 @@ export function closePictures() {
 function approvals(model, context) {
   const counted = model.approvals.filter((one) => one.counts).length;
   const names = model.approvals.map((one) => make("li", { className: one.counts ? "" : "idle", title: `${moment(one.at)}${one.comment ? `: ${one.comment}` : ""}` }, one.by, ...(one.comment ? [make("small", {}, one.comment)] : []), ...(one.counts ? [] : [make("small", {}, "trained it, does not count")])));
-  return make("div", { className: "approvals" }, make("span", { className: "label" }, `Approved ${counted} of ${context.needed}`), make("ul", {}, ...names));
+  return make("div", { className: "approvals" }, make("span", { className: "label" }, `Approved by ${counted}, ${context.needed} needed`), make("ul", {}, ...names));
 }
 
 const DECISIONS = ["pass", "undecided", "fail"];
@@ -240,10 +245,11 @@ function actions(model, context) {
   const open = context.views.filter((view) => view.digest !== model.digest);
   const name = `${model.name} ${model.version}`;
   if (context.may("approve")) {
-    if (open.length > 0) add("Promote …", "primary", () => promote(model, name, open, context));
+    const ready = model.approvals.filter((one) => one.counts).length >= context.needed;
+    if (open.length > 0) add("Promote …", ready ? "primary" : "", () => promote(model, name, open, context));
     const mine = model.approvals.some((one) => one.by === context.me.name);
     if (mine) add("Withdraw approval", "", () => withdraw(model, name, context));
-    else if (open.length > 0) add("Approve …", "", () => approve(model, name, context));
+    else if (open.length > 0) add("Approve …", ready ? "" : "primary", () => approve(model, name, context));
   }
   if (context.may("models_write")) {
     for (const place of model.shadows) add(`Shadow off${model.shadows.length > 1 ? `: ${place.recipe} / ${place.view}` : ""}`, "", () => context.act(() => shadow(model, place, false), `${name} is in the shadow no more`));
