@@ -50,6 +50,8 @@ from linegate.package import (
 )
 from linegate.stages import Frame, Part, PixelFormat, Reason
 from linegate_edge.records import Capture, Recorded
+from linegate_edge.review.access.client import COOKIE
+from linegate_edge.review.audit import SYSTEM
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
 
@@ -403,6 +405,23 @@ def submit(station: Station, count: int, start: int = 0, defect_every: int = 10)
     return futures
 
 
+AGENT = "linegate-tests"
+PASSWORD = "seven words of a song"
+
+
+def add_user(station: Station, name: str, role: str, password: str = PASSWORD) -> None:
+    """Add a user who has chosen this password already."""
+    station.access.users.add(SYSTEM, name, role, password)
+    with station.reviews.database.change() as db:
+        db.execute("UPDATE user SET must_change = 0 WHERE name = ?", (name,))
+
+
 def signed_in(station: Station, name: str = "anna", role: str = "quality") -> httpx.Client:
-    """Return a client of a station's API that is logged in as a user of this role."""
-    return httpx.Client(base_url=station.address, timeout=30)
+    """Return a client of a station's API that is logged in as a user of this role, who is added if not there."""
+    if station.access.users.find(name) is None:
+        add_user(station, name, role)
+    user = station.access.users.find(name)
+    assert user is not None
+    secret, session = station.access.sessions.open(user, AGENT, address="127.0.0.1", how="test")
+    headers = {"User-Agent": AGENT, "X-CSRF-Token": session.csrf}
+    return httpx.Client(base_url=station.address, timeout=30, headers=headers, cookies={COOKIE: secret})

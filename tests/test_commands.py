@@ -95,16 +95,25 @@ def test_a_trigger_is_answered_with_the_id_of_the_verdict_that_then_comes(
     mosquitto: Mosquitto, mes: CommandingMes, make_station: MakeStation
 ) -> None:
     station = connected(make_station(mosquitto.port, more=COMMANDED))
-    answer = mes.command("trigger", "t-1", serial="A-1", part_type="FL", order="O", batch="B", carrier="C", attempt=2)
+    piece = {"serial": "A-1", "part_type": "FL", "order": "O", "batch": "B", "supplier_lot": "L", "carrier": "C", "attempt": 2}
+    answer = mes.command("trigger", "t-1", **piece)
     assert (answer["ok"], answer["reason"], answer["command"]) == (True, "accepted", "trigger")
     assert (answer["station"], answer["boot_id"]) == (TOPIC, station.boot_id)
-    again = mes.command("trigger", "t-1", serial="A-1", part_type="FL", order="O", batch="B", carrier="C", attempt=2)
+    again = mes.command("trigger", "t-1", **piece)
     assert again == answer, "answered the same while its part is open"
     station.line.stop(5)  # the part has no frame: it gets its verdict, as any trigger does
     verdict = mes.wait(lambda: mes.verdicts)[0]
     assert verdict["verdict_id"] == answer["verdict_id"]
-    part = {key: verdict["part"][key] for key in ("serial", "serial_source", "type", "order", "batch", "carrier", "attempt")}
-    assert list(part.values()) == ["A-1", "command", "FL", "O", "B", "C", 2]
+    assert verdict["part"] == {
+        "serial": "A-1",
+        "serial_source": "command",
+        "type": "FL",
+        "order": "O",
+        "batch": "B",
+        "supplier_lot": "L",
+        "carrier": "C",
+        "attempt": 2,
+    }
     assert station.live.triggers_and_verdicts == (1, 1)
 
 

@@ -52,6 +52,10 @@ def test_relative_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) ->
         ('[[source]]\nkind = "folder"\npath = "a\\u0000b"\n', "cannot hold a NUL character"),
         ('[[source]]\nkind = "folder"\n', "path' is missing"),
         ("[mqtt\n", "not valid TOML"),
+        ('[review]\nshifts = ["06:10"]\n', "key 'review.shifts': expected 1 to 24 quarters of an hour"),
+        ('[review]\nshifts = ["14:00", "06:00"]\n', "in the order of the day, each once"),
+        ('[review]\ntime_zone = "Europe/Grazz"\n', "no such time zone on this machine: expected one as 'Europe/Berlin'"),
+        ("[review]\naudit_share = 2\n", "key 'review.audit_share'"),
         (
             '[[source]]\nkind="folder"\npath="a"\ncamera="c"\n[[source]]\nkind="folder"\npath="b"\ncamera="c"\n',
             "a camera name of its own",

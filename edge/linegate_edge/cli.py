@@ -14,6 +14,7 @@ from linegate.errors import LinegateError
 from linegate_edge.bench_commands import register_benchmarks
 from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
 from linegate_edge.model_commands import register_models
+from linegate_edge.review.dataset_commands import register_dataset
 from linegate_edge.whole_numbers import count, port
 
 log = logging.getLogger("linegate")
@@ -80,6 +81,7 @@ def register(commands: Any) -> None:
     soak.add_argument("--json", action="store_true", help="print the account as one JSON object in the last line")
     soak.set_defaults(run=_soak)
     register_models(commands)
+    register_dataset(commands)
     register_benchmarks(commands)
 
 

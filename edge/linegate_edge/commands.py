@@ -87,6 +87,7 @@ class TriggerCommand(_Command):
     part_type: Text | None = None
     order: Text | None = None
     batch: Text | None = None
+    supplier_lot: Text | None = Field(default=None, description="The lot in which its material was delivered.")
     carrier: Text | None = None
     attempt: int = Field(default=1, ge=1, le=1_000_000)
     encoder: int | None = Field(default=None, ge=0, le=_MAX_SEQUENCE, description="The conveyor's count.")
@@ -98,7 +99,16 @@ class TriggerCommand(_Command):
     def part(self) -> Part:
         """The part that is here."""
         serial, source = (self.serial, "command") if self.serial is not None else (self.command_id, "command_id")
-        return Part(serial, source, self.part_type, self.order, self.batch, self.carrier, self.attempt)
+        return Part(
+            serial,
+            source,
+            self.part_type,
+            self.order,
+            self.batch,
+            self.supplier_lot,
+            carrier=self.carrier,
+            attempt=self.attempt,
+        )
 
 
 class RecipeCommand(_Command):

@@ -65,7 +65,14 @@ def _verdict() -> VerdictMessage:
             clock_source="system",
         ),
         part=MessagePart(
-            serial="A-17", serial_source="command", type="FL-A", order="4711", batch="B-9", carrier=None, attempt=1
+            serial="A-17",
+            serial_source="command",
+            type="FL-A",
+            order="4711",
+            batch="B-9",
+            supplier_lot="L-2203",
+            carrier=None,
+            attempt=1,
         ),
         decision=Decision.FAIL,
         reason=Reason.ABOVE_THRESHOLD,
@@ -134,7 +141,14 @@ def _answers() -> list[BaseModel]:
 
 
 _FIELDS: Final[Mapping[str, dict[str, Any]]] = {
-    "trigger": {"command_id": "order-4711-piece-17", "serial": "A-17", "part_type": "FL-A", "order": "4711", "batch": "B-9"},
+    "trigger": {
+        "command_id": "order-4711-piece-17",
+        "serial": "A-17",
+        "part_type": "FL-A",
+        "order": "4711",
+        "batch": "B-9",
+        "supplier_lot": "L-2203",
+    },
     "recipe": {"command_id": "change-over-12", "recipe": "flange"},
     "start": {"command_id": "shift-2-start"},
     "stop": {"command_id": "shift-1-stop"},

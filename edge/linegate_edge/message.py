@@ -45,6 +45,7 @@ class MessagePart(_Message):
     type: str | None
     order: str | None
     batch: str | None
+    supplier_lot: str | None
     carrier: str | None
     attempt: int
 
@@ -167,6 +168,7 @@ def verdict_message(
             type=part.part_type,
             order=part.order,
             batch=part.batch,
+            supplier_lot=part.supplier_lot,
             carrier=part.carrier,
             attempt=part.attempt,
         ),

@@ -6,15 +6,20 @@ from the folder of STATION.toml. `edge/README.md` documents every key, and a tes
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from linegate.settings import Settings, load_toml
+from linegate_edge.access_settings import AccessSection
 from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.setting_types import VIEW, FilePath, Name, as_tuple, resolve
 from linegate_edge.source_settings import AravisSource, GenicamSource
+
+_SHIFT_BEGIN: Final = re.compile(r"([01]\d|2[0-3]):(00|15|30|45)")
 
 
 def _resolve_address(value: object, info: ValidationInfo) -> object:
@@ -40,6 +45,23 @@ def _check_roi(roi: tuple[float, float, float, float]) -> tuple[float, float, fl
     if not (0 <= roi[0] < roi[2] <= 1 and 0 <= roi[1] < roi[3] <= 1):
         raise ValueError("expected shares of the frame, left < right and top < bottom, from 0 to 1")
     return roi
+
+
+def _check_shifts(shifts: tuple[str, ...]) -> tuple[str, ...]:
+    if not 1 <= len(shifts) <= 24 or not all(_SHIFT_BEGIN.fullmatch(begin) for begin in shifts):
+        raise ValueError('expected 1 to 24 quarters of an hour, as ["06:00", "14:00", "22:00"]')
+    if list(shifts) != sorted(set(shifts)):
+        raise ValueError("expected the beginnings of shifts in the order of the day, each once")
+    return shifts
+
+
+def _check_zone(name: str | None) -> str | None:
+    if name is None:
+        return None
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("no such time zone on this machine: expected one as 'Europe/Berlin'") from None
 
 
 class StationSection(Settings):
@@ -174,22 +196,6 @@ class HealthSection(Settings):
     learn_frames: int = Field(default=20, ge=1, le=1000)
 
 
-class ReviewSection(Settings):
-    """`[review]`: which passed parts people are asked about, and what becomes of candidates.
-
-    Folders that are not named lie beside the store.
-    """
-
-    close_share: float = Field(default=0.1, ge=0, le=1)
-    audit_share: float = Field(default=0.0, ge=0, le=1)
-    models: FilePath | None = None
-    datasets: FilePath | None = None
-    gate: FilePath | None = None
-    approvals: int = Field(default=1, ge=0, le=2)
-    max_package_mib: int = Field(default=256, ge=1, le=1024)
-    shadow_share: float = Field(default=0.1, gt=0, le=1)
-
-
 class HttpSection(Settings):
     """`[http]`: the page, the metrics, and `POST /frames`."""
 
@@ -207,6 +213,26 @@ class LimitsSection(Settings):
     stop_timeout_s: float = Field(default=10, gt=0, le=600)
 
 
+class ReviewSection(Settings):
+    """`[review]`: shifts, classes, which passed parts people look at beside all that did not pass, what becomes of candidates.
+
+    Folders that are not named lie beside the store.
+    """
+
+    shifts: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_shifts)] = ("06:00", "14:00", "22:00")
+    time_zone: Annotated[str | None, AfterValidator(_check_zone)] = None
+    classes: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
+    audit_share: float = Field(default=0.0, ge=0, le=1)
+    close_share: float = Field(default=0.1, ge=0, le=1)
+    models: FilePath | None = None
+    datasets: FilePath | None = None
+    base: FilePath | None = None
+    gate: FilePath | None = None
+    approvals: int = Field(default=1, ge=0, le=2)
+    max_package_mib: int = Field(default=256, ge=1, le=1024)
+    shadow_share: float = Field(default=0.1, gt=0, le=1)
+
+
 class StationSettings(Settings):
     """The whole of STATION.toml."""
 
@@ -220,9 +246,10 @@ class StationSettings(Settings):
     evidence: EvidenceSection = EvidenceSection()
     health: HealthSection = HealthSection()
     plant_codes: dict[Name, Name] = Field(default_factory=dict)
-    review: ReviewSection = ReviewSection()
     http: HttpSection = HttpSection()
+    access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
+    review: ReviewSection = ReviewSection()
 
     @model_validator(mode="after")
     def _one_way_to_name_packages(self) -> Self:

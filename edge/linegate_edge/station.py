@@ -8,7 +8,6 @@ each part in hand still gets its verdict.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -34,8 +33,11 @@ from linegate_edge.plc_settings import ModbusTrigger
 from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.reload import reload_station
+from linegate_edge.review.access.access import Access
 from linegate_edge.review.app import create_app
 from linegate_edge.review.commands import add_commands
+from linegate_edge.review.dataset_routes import add_datasets
+from linegate_edge.review.datasets import Datasets
 from linegate_edge.review.models.room import ModelRoom
 from linegate_edge.review.models.routes import add_models
 from linegate_edge.review.reviews import Reviews
@@ -75,6 +77,7 @@ class Station:
             self.models = ModelRoom(settings, self.reviews, lambda: self.line.workers.waiting > 0)
             self.book = RecipeBook(settings, overrides=self.models.promotions.overrides())
             self._restore_recipe()
+            self.access = Access(self.reviews.database, self.reviews.trail, settings.access)
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
             self.metrics = Metrics()
             self.live = Live(topic, self.boot_id, "", "", note)
@@ -135,13 +138,17 @@ class Station:
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
+                settings=settings,
                 reviews=self.reviews,
                 class_names=self._class_names,
+                access=self.access,
                 host_names=settings.http.names,
             )
             add_commands(app, self.dispatch.take)
             self.models.open(self.book, self._name_packages)
             add_models(app, self.models)
+            datasets = Datasets(self.reviews.database, self.reviews.trail, self._evidence, settings.datasets_folder)
+            add_datasets(app, datasets, settings.review.base)
             self.metrics.outbox_pending.set_function(self.outbox_pending)
             self.metrics.disk_free_bytes.set_function(self._free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
@@ -177,6 +184,7 @@ class Station:
     def start(self) -> None:
         """Start the line, then who publishes, then who brings parts."""
         self._started = True
+        self.access.users.add_first_admin()
         self.line.start()
         self.dispatch.start()
         self.publisher.start()
@@ -187,8 +195,6 @@ class Station:
             camera.start()
         if self._plc is not None:
             self._plc.start()
-        if not _is_loopback(self.settings.http.host):
-            log.warning("the page at %s has no login and is open to the network: see [http] host", self.address)
         log.info("station %s: %s on %s, page at %s", self.live.station, self.live.package, self.live.provider, self.address)
 
     def stop(self) -> int:
@@ -328,8 +334,9 @@ class Station:
         return faults
 
     def _class_names(self) -> list[str]:
-        """Return the defect classes that the packages in service find, in their order."""
-        return list(dict.fromkeys(name for known in self.book.inspectors for name in known.package.manifest.labels[1:]))
+        """Return the plant's defect classes, then those that the packages in service find, in their order."""
+        found = (name for known in self.book.inspectors for name in known.package.manifest.labels[1:])
+        return list(dict.fromkeys([*self.settings.review.classes, *found]))
 
     def _wake_publisher(self) -> None:
         self.publisher.wake()
@@ -384,13 +391,6 @@ class Station:
             line_stop=lambda: self.live.line_stop,
             alive=lambda: self.line.alive,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _process_age_s() -> float:

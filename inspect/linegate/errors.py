@@ -7,6 +7,7 @@
     ├── PackageError         a model package that must not be used
     │   └── ParityError      it computes other numbers here than where it was made
     ├── ProviderError        no such way to run a model on this machine
+    ├── AccessError          a login, a user or a token is refused (carries the HTTP status)
     └── StationError         the station cannot start or go on
         └── StoreError       the store refused, or holds something else than it should
 
@@ -51,6 +52,14 @@ class ParityError(PackageError):
 
 class ProviderError(LinegateError):
     """The execution provider that was asked for is not to be had on this machine."""
+
+
+class AccessError(LinegateError):
+    """A login, a user, a session or a token is refused, and nothing was changed; `status` is that of HTTP."""
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StationError(LinegateError):

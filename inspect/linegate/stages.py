@@ -80,6 +80,7 @@ class Part:
     part_type: str | None = None
     order: str | None = None
     batch: str | None = None
+    supplier_lot: str | None = None
     carrier: str | None = None
     attempt: int = 1
 

@@ -2,7 +2,8 @@
 
 Rules kept here: an error is one line of JSON, `{"error": "…"}`; nothing is loaded from elsewhere, which is why the
 interactive documentation is off (it comes from a CDN) and `/openapi.json` is on; a name in an address is only ever looked
-up in the store, never joined to a path before it was found there. Who may ask is left to `guard`, judging to `frames`.
+up in the store, never joined to a path before it was found there. Who may ask is left to `guard` and
+`access.gate`, judging to `frames`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from linegate import __version__
@@ -30,23 +32,30 @@ from linegate_edge.line import Line
 from linegate_edge.live import Live
 from linegate_edge.message import VerdictMessage
 from linegate_edge.metrics import Metrics
+from linegate_edge.review.access.access import Access
+from linegate_edge.review.access.gate import Gate
+from linegate_edge.review.access.oidc_routes import add_oidc
+from linegate_edge.review.access.openapi import describe_access
+from linegate_edge.review.access.routes import add_access
 from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
 from linegate_edge.review.part_routes import add_parts
+from linegate_edge.review.quality.routes import add_quality
 from linegate_edge.review.queue_routes import add_queue
-from linegate_edge.review.records import VerdictQuery, add_verdict_pages
+from linegate_edge.review.records import add_verdict_pages
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.static import add_pages
+from linegate_edge.settings import StationSettings
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
 _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
-_FIELDS: Final = {"/verdicts": tuple(VerdictQuery.model_fields), "/frames": tuple(FrameFields.model_fields)}
 _SHOWN_ERRORS: Final = 3
+_SECRETS: Final = frozenset({"password", "current", "new"})  # an answer may be logged
 _CHUNK_BYTES: Final = 256 * 1024
 Responses = dict[int | str, dict[str, Any]]
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
@@ -67,15 +76,18 @@ def create_app(
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
+    settings: StationSettings,
     reviews: Reviews,
     class_names: Callable[[], list[str]] = list,
+    access: Access,
     host_names: Collection[str] = (),
     wait_s: float = 10.0,
 ) -> FastAPI:
     """Return the HTTP application of a station.
 
     `ready` says in one line why the station is not ready, or None; `host_names` are names under which browsers reach it
-    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict. Setting the event
+    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask for what,
+    `reviews` keeps what people do. Setting the event
     `app.state.stopping` ends the event streams and turns new frames away.
     """
     stopping = threading.Event()
@@ -84,8 +96,11 @@ def create_app(
 
     app = FastAPI(title="Linegate station", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.stopping = stopping
-    app.add_middleware(Guard, host_names=host_names)
+    app.add_middleware(Gate, access=access)
+    app.add_middleware(Guard, host_names=host_names, on_refusal=access.note_browser)
     _add_error_handlers(app)
+    add_access(app, access)
+    add_oidc(app, access)
     _add_frames(app, intake, max_upload_bytes)
     _add_live(app, feed, stopping)
     add_verdict_pages(app, store_path)
@@ -93,7 +108,9 @@ def create_app(
     _add_health(app, line, metrics, ready)
     add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
     add_queue(app, reviews.database, reviews.trail, evidence, class_names)
+    add_quality(app, reviews.database, settings)
     add_pages(app)
+    describe_access(app)
     return app
 
 
@@ -273,7 +290,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = _FIELDS.get(request.url.path, ())
+        known = _parameters(request)
         details = error.errors()
         more = f"; and {len(details) - _SHOWN_ERRORS} more" if len(details) > _SHOWN_ERRORS else ""
         return answer(422, "; ".join(_describe(detail, known) for detail in details[:_SHOWN_ERRORS]) + more)
@@ -286,6 +303,16 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(LinegateError, on_linegate_error)
 
 
+def _parameters(request: Request) -> list[str]:
+    """Return the names of the parameters that the route of a request knows."""
+    names: list[str] = []
+    for field in request.scope["route"].dependant.query_params:
+        kind = field.field_info.annotation
+        is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+        names += kind.model_fields if is_model else [field.alias]
+    return names
+
+
 def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
     place, *steps = (str(step) for step in detail["loc"])
     name = ".".join(steps) or place
@@ -293,7 +320,8 @@ def _describe(detail: dict[str, Any], known: Collection[str]) -> str:
         text = f"unknown {'parameter' if place == 'query' else 'field'} '{name[:64]}'"
         return f"{text}: known are {', '.join(known)}" if known else f"{text}: see /openapi.json"
     message = str(detail["msg"])
-    return f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}, got {_shortly(detail['input'])}"
+    text = f"{place} parameter '{name[:64]}': {message[:1].lower()}{message[1:]}"
+    return text if name in _SECRETS else f"{text}, got {_shortly(detail['input'])}"
 
 
 def _shortly(value: object) -> str:

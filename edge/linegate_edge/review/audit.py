@@ -43,6 +43,8 @@ class Actor:
 
 
 SYSTEM: Final = Actor("station", "system")
+NOBODY: Final = Actor("nobody", "none")
+"""Who asks from the network without showing who they are."""
 
 
 @dataclass(frozen=True, slots=True)

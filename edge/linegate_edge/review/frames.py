@@ -57,6 +57,7 @@ class FrameFields(BaseModel):
     part_type: FieldText | None = None
     order: FieldText | None = None
     batch: FieldText | None = None
+    supplier_lot: FieldText | None = Field(default=None, description="The lot in which its material was delivered.")
     carrier: FieldText | None = None
     attempt: int = Field(default=1, ge=1, le=1_000_000, description="Counts the tries to inspect this part, from 1.")
 
@@ -167,6 +168,7 @@ class FrameIntake:
             part_type=fields.part_type,
             order=fields.order,
             batch=fields.batch,
+            supplier_lot=fields.supplier_lot,
             carrier=fields.carrier,
             attempt=fields.attempt,
         )

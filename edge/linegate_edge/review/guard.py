@@ -1,7 +1,8 @@
 """Who may talk to the station from a browser, and what a browser may do with the answers.
 
-A station has no login yet, and binds loopback unless its settings say otherwise. Loopback alone keeps no browser out: any
-page on the web may send requests to it. So, on every request:
+Who is logged in, and what they may do, is left to `access.gate`. This stands before it, for a login alone keeps no page of
+another site out: it may send requests from a browser that is logged in, or from the station's own machine, where programs need
+no login. So, on every request:
 
 - The `Host` must be an address, `localhost`, this machine's own name, a name that nobody can register in the public DNS
   (without a dot, `.localhost`, `.local`, `.internal`), or one that the settings list. A page that rebinds its own
@@ -20,10 +21,11 @@ import ipaddress
 import json
 import logging
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,10 +44,15 @@ _SECURITY_HEADERS: Final = {
 
 
 class Guard:
-    """The middleware that keeps these rules; `host_names` are further names under which the station is reached."""
+    """The middleware that keeps these rules; `host_names` are further names under which the station is reached.
 
-    def __init__(self, app: ASGIApp, host_names: Collection[str] = ()) -> None:
-        self._app = app
+    `on_refusal` is told, on a thread, of a page of another site: the route, the peer's address, and why.
+    """
+
+    def __init__(
+        self, app: ASGIApp, host_names: Collection[str] = (), on_refusal: Callable[[str, str, str], None] = lambda *_: None
+    ) -> None:
+        self._app, self._on_refusal = app, on_refusal
         own = {"localhost", socket.gethostname(), *host_names}
         self._host_names = frozenset(name.lower().rstrip(".") for name in own)
 
@@ -69,6 +76,10 @@ class Guard:
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))
         if refusal is not None:
+            if refusal[0] == 403:
+                peer = str((scope.get("client") or ("unknown", 0))[0])
+                route = f"{scope['method']} {scope['path']}"
+                await run_in_threadpool(self._on_refusal, route, peer, refusal[1])
             await _answer(send_guarded, *refusal)
             return
         try:

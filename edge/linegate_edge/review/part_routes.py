@@ -19,7 +19,7 @@ from linegate.stages import Decision
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.review import parts
 from linegate_edge.review.answers import ErrorAnswer
-from linegate_edge.review.audit import SYSTEM, Actor, AuditTrail
+from linegate_edge.review.audit import Actor, AuditTrail
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.part_answers import LookAnswer, PartAnswer, PartPage, PartRow
 from linegate_edge.review.pictures import SHOWN_IN_BROWSER, PictureGoneError, converted, evidence_zip, why_not_shown
@@ -36,7 +36,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def actor_of(request: Request) -> Actor:
     """Return who asks."""
-    actor: Actor = getattr(request.state, "actor", SYSTEM)
+    actor: Actor = request.state.actor
     return actor
 
 

@@ -56,7 +56,7 @@ MIGRATIONS: Final = (
         role TEXT NOT NULL,
         created_by TEXT NOT NULL,
         created_at TEXT NOT NULL,
-        expires_at TEXT,
+        expires_at TEXT NOT NULL,
         revoked_at TEXT
     ) WITHOUT ROWID;
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Final
 
@@ -21,6 +22,7 @@ PAGES: Final[Mapping[str, str]] = MappingProxyType(
         "/login": "login.html",
         "/queue": "queue.html",
         "/parts": "parts.html",
+        "/part": "part.html",
         "/quality": "quality.html",
         "/models": "models.html",
         "/admin": "admin.html",
@@ -37,9 +39,19 @@ _MEDIA_TYPES: Final = {
 }
 
 
+def served_pages() -> tuple[tuple[str, str], ...]:
+    """Return the pages that people go to, as (address, name), in the order of the navigation."""
+    folder = _folder()
+    return tuple(
+        (address, file.removesuffix(".html"))
+        for address, file in PAGES.items()
+        if address != "/login" and folder.joinpath(file).is_file()
+    )
+
+
 def add_pages(app: FastAPI) -> None:
     """Add the pages that are there, and `/assets/{name}`."""
-    folder = importlib.resources.files("linegate_edge.review").joinpath("pages")
+    folder = _folder()
     files = {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()}
     kinds = {name: kind for name in files for suffix, kind in _MEDIA_TYPES.items() if name.endswith(suffix)}
     for address, name in PAGES.items():
@@ -51,6 +63,10 @@ def add_pages(app: FastAPI) -> None:
         if name not in kinds:
             raise HTTPException(404, f"no asset '{name[:64]}'")
         return _static(request, files[name], kinds[name])
+
+
+def _folder() -> Traversable:
+    return importlib.resources.files("linegate_edge.review").joinpath("pages")
 
 
 def _add_page(app: FastAPI, address: str, page: bytes) -> None:

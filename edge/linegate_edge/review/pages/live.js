@@ -3,6 +3,8 @@
 // Rules kept here: the page decides nothing; a page that hears nothing for LOST_AFTER_MS shows no verdict; a picture is
 // shown only under the name of its own part; texts from the station are set as text, never as markup.
 
+import { element, open as openShell, readSession, toLogin } from "/assets/shell.js";
+
 const LOST_AFTER_MS = 3000;
 const RECONNECT_MS = 2000;
 const ANNOUNCE_EVERY_MS = 1500;
@@ -10,7 +12,6 @@ const PICTURE_EVERY_MS = 150;
 const RECENT_PARTS = 12;
 const WORDS = { pass: "Pass", fail: "Fail", undecided: "Undecided", waiting: "Waiting", stop: "Line stop", lost: "No signal" };
 
-const element = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
 const time = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
@@ -35,8 +36,15 @@ function connect() {
   stream.addEventListener("heartbeat", hear);
   stream.addEventListener("error", () => {
     // A browser tries again by itself after a broken connection, but not after an answer that is no stream.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(connect, RECONNECT_MS);
+    if (stream.readyState === EventSource.CLOSED) setTimeout(connectAgain, RECONNECT_MS);
   });
+}
+
+async function connectAgain() {
+  // The answer was no stream: perhaps because the login is over.
+  const session = await readSession().catch(() => null);
+  if (session !== null && !session.pages.includes("live")) return toLogin();
+  connect();
 }
 
 function hear() {
@@ -280,4 +288,5 @@ function restart(target, name) {
 }
 
 connect();
+openShell("live").catch(() => {}); // without the header's links the page still shows the station
 setInterval(showLink, 250);

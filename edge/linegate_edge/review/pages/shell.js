@@ -94,7 +94,7 @@ function account() {
   if (session.name === null) return make("p", { className: "account" }, make("a", { className: "button small", href: "/login" }, "Log in"));
   const out = make("button", { className: "button small", type: "button", id: "logout" }, "Log out");
   out.addEventListener("click", logOut);
-  const who = make("span", { className: "name" }, session.name, " ", make("span", { className: "role" }, session.role));
+  const who = make("a", { className: "name", href: "/login?change", title: "Change password" }, session.name, " ", make("span", { className: "role" }, session.role));
   return make("p", { className: "account" }, make("span", { className: "unseen" }, "Logged in as "), who, out);
 }
 
