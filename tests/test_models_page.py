@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from conftest import MakeStation, encode, require, spot_picture, submit, wait_until
+from conftest import AGENT, COOKIE, MakeStation, encode, require, signed_in, spot_picture, submit, wait_until
 from linegate.dataset_version import Counts
 from linegate_edge.station import Station
 from models_world import ANNA, BEN, MIA, NO_BROKER, write_run, write_version
@@ -18,7 +18,6 @@ from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
 from test_training_runs import SCRIPT
 
 LIMITS = "[evidence]\nmin_free_mib = 0\n[review]\nshadow_share = 1.0\n"
-EVERYTHING = ["live", "read", "models_read", "models_write", "approve"]
 OpenPage = Callable[..., Page]
 
 
@@ -52,16 +51,18 @@ def complaints() -> list[str]:
 
 @pytest.fixture
 def open_page(browser: Browser, station: Station, complaints: list[str]) -> Iterator[OpenPage]:
-    """Open the page as somebody who may do what the permissions say."""
+    """Open the page as somebody of a role."""
     contexts = []
 
-    def open_it(permissions: list[str] = EVERYTHING, **options: object) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, "locale": "en-GB", **options})  # type: ignore[arg-type]
+    def open_it(role: str = "ml", **options: object) -> Page:
+        context = browser.new_context(
+            **{"viewport": {"width": 1440, "height": 1000}, "locale": "en-GB", "user_agent": AGENT, **options}
+        )  # type: ignore[arg-type]
         contexts.append(context)
         page = context.new_page()
-        session = {"name": "station", "role": "ml", "permissions": permissions, "pages": ["live", "models"]}
-        body = json.dumps({**session, "csrf": "x", "must_change": False, "oidc": False, "next": None})
-        page.route("**/api/v1/session", lambda route: route.fulfill(body=body, content_type="application/json"))
+        with signed_in(station, f"a-{role}", role) as client:
+            secret = client.cookies[COOKIE]
+        context.add_cookies([{"name": COOKIE, "value": secret, "url": station.address, "httpOnly": True, "sameSite": "Strict"}])
 
         def on_console(message: ConsoleMessage) -> None:
             if message.type in ("error", "warning") and "409" not in message.text:
@@ -153,7 +154,7 @@ def test_a_no_go_cannot_be_promoted_without_a_reason(station: Station, tmp_path:
 
 def test_whoever_may_only_read_finds_no_buttons(station: Station, tmp_path: Path, open_page: OpenPage) -> None:
     bring(station, tmp_path / "run", threshold=0.5)
-    page = open_page(["live", "models_read"])
+    page = open_page("auditor")
     expect(page.locator(".candidate")).to_have_count(2)
     for name in ("Promote", "Approve", "Shadow", "Roll back", "Train a candidate"):
         expect(page.get_by_role("button", name=name)).to_have_count(0)
