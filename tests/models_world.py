@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import station_toml, write_spot_package
+from linegate.dataset_version import Counts, VersionRecord, items_digest, to_bytes
 from linegate.package import ModelPackage
 from linegate_edge.recipes import RecipeBook
 from linegate_edge.review.audit import Actor, verify
@@ -165,3 +166,27 @@ class World:
         """Return what the trail tells, the oldest first, and check that it holds."""
         assert verify(self.settings.station.store).problem is None
         return [line.action for line in reversed(self.reviews.trail.lines())]
+
+
+def write_version(folder: Path, number: int, counts: Counts) -> Path:
+    """Write the record of a data set version without its images, as far as a list shows it."""
+    record = VersionRecord(
+        name="tiles",
+        number=number,
+        digest=items_digest([]),
+        parent=None,
+        created_at=datetime(2026, 11, 20 + number, 9, tzinfo=UTC),
+        created_by="mia",
+        stations=("acme/graz/press/line-1/tiles",),
+        note="after the new supplier",
+        test_share=0.2,
+        counts=counts,
+        conflicts=(),
+        near_duplicates=(),
+        groups={},
+        items=(),
+    )
+    target = folder / record.folder_name
+    target.mkdir(parents=True)
+    (target / "version.json").write_bytes(to_bytes(record))
+    return target

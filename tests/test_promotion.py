@@ -277,7 +277,7 @@ def test_parts_are_judged_by_the_promoted_package_from_the_next_on_and_a_reload_
     station = make_station(NO_BROKER)
     digest = bring(station, tmp_path / "run", 1.5)
     before = submit(station, 1)[0].result(20).message
-    with signed_in(station) as client:
+    with signed_in(station, "root", "admin") as client:
         answer = client.post(f"/api/v1/models/{digest}/promote", json={"recipe": "default", "view": "main"})
         assert answer.status_code == 200, answer.text
         after = submit(station, 1)[0].result(20).message
@@ -335,7 +335,7 @@ def test_the_api_refuses_in_one_line(tmp_path: Path, make_station: MakeStation) 
     station = make_station(NO_BROKER)
     digest = bring(station, tmp_path / "run", 0.5)
     place = {"recipe": "default", "view": "main"}
-    with signed_in(station) as client:
+    with signed_in(station, "root", "admin") as client:
         missing = client.post(f"/api/v1/models/{'0' * 64}/promote", json=place)
         nowhere = client.post(f"/api/v1/models/{digest}/promote", json={**place, "view": "side"})
         station.models.register.withdraw(BEN, digest)

@@ -160,7 +160,7 @@ def test_a_shadow_takes_no_more_than_its_share_of_one_core(make_station: MakeSta
 
 def test_what_a_candidate_says_is_shown_beside_the_champion(station: Station, tmp_path: Path) -> None:
     digest = bring(station, tmp_path / "run", threshold=0.1)
-    with signed_in(station) as client:
+    with signed_in(station, "root", "admin") as client:
         place = {"recipe": "default", "view": "main"}
         on = client.post(f"/api/v1/models/{digest}/shadow", json={**place, "on": True})
         assert on.status_code == 200, on.text

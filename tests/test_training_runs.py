@@ -240,7 +240,7 @@ def test_the_api_starts_shows_cancels_and_brings_the_package(
     (version / "version.json").write_text("{}")
     package = write_run(tmp_path / "result", ModelPackage.load(spot_package), threshold=0.5)
     (version / "behaviour.json").write_text(json.dumps({"waits": True, "result": str(tmp_path / "result")}))
-    with signed_in(station) as client:
+    with signed_in(station, "root", "admin") as client:
         assert client.post("/api/v1/training", json={"version": "../x"}).status_code == 404
         assert client.get("/api/v1/datasets").json()["broken"] != []
         started = client.post("/api/v1/training", json={"version": "tiles-v1"})
@@ -271,7 +271,7 @@ def test_a_zip_is_uploaded_and_one_that_is_too_large_is_not(
     write_run(tmp_path / "result", ModelPackage.load(spot_package), threshold=0.5)
     data = zip_of(tmp_path / "result", tmp_path / "run.zip").read_bytes()
     headers = {"Content-Type": "application/zip"}
-    with signed_in(station) as client:
+    with signed_in(station, "root", "admin") as client:
         brought = client.post("/api/v1/models", content=data, headers=headers)
         assert brought.status_code == 201, brought.text
         large = client.post("/api/v1/models", content=os.urandom(1 << 20) + data, headers=headers)
