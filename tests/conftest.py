@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import httpx
@@ -409,6 +409,13 @@ AGENT = "linegate-tests"
 PASSWORD = "seven words of a song"
 
 
+class Session(NamedTuple):
+    """A login: what the browser keeps, and what its requests carry."""
+
+    secret: str
+    csrf: str
+
+
 def add_user(station: Station, name: str, role: str, password: str = PASSWORD) -> None:
     """Add a user who has chosen this password already."""
     station.access.users.add(SYSTEM, name, role, password)
@@ -416,12 +423,18 @@ def add_user(station: Station, name: str, role: str, password: str = PASSWORD) -
         db.execute("UPDATE user SET must_change = 0 WHERE name = ?", (name,))
 
 
-def signed_in(station: Station, name: str = "anna", role: str = "quality") -> httpx.Client:
-    """Return a client of a station's API that is logged in as a user of this role, who is added if not there."""
+def open_session(station: Station, name: str, role: str, agent: str = AGENT) -> Session:
+    """Log a user of this role in, who is added if not there, and return the secret of his cookie and his CSRF token."""
     if station.access.users.find(name) is None:
         add_user(station, name, role)
     user = station.access.users.find(name)
     assert user is not None
-    secret, session = station.access.sessions.open(user, AGENT, address="127.0.0.1", how="test")
+    secret, session = station.access.sessions.open(user, agent, address="127.0.0.1", how="test")
+    return Session(secret, session.csrf)
+
+
+def signed_in(station: Station, name: str = "anna", role: str = "quality") -> httpx.Client:
+    """Return a client of a station's API that is logged in as a user of this role, who is added if not there."""
+    session = open_session(station, name, role)
     headers = {"User-Agent": AGENT, "X-CSRF-Token": session.csrf}
-    return httpx.Client(base_url=station.address, timeout=30, headers=headers, cookies={COOKIE: secret})
+    return httpx.Client(base_url=station.address, timeout=30, headers=headers, cookies={COOKIE: session.secret})

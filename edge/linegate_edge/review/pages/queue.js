@@ -86,6 +86,7 @@ async function restart() {
 function showWaiting(count) {
   waiting = count;
   element("waiting").textContent = count >= 10_000 ? "10,000+" : String(count);
+  tellEmpty();
 }
 
 /** Why there is nothing to decide: nothing waits, or others have it before them. */
