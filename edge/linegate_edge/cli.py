@@ -1,4 +1,4 @@
-"""The station's commands: `linegate run`, `doctor`, `station`, `demo`, `bench`.
+"""The station's commands: `linegate run`, `doctor`, `station`, `user`, `audit`, `demo`, `bench`.
 
 Rules kept here: nothing heavy is imported before a command is chosen; logs go to standard error.
 """
@@ -14,6 +14,7 @@ from linegate.errors import LinegateError
 from linegate_edge.bench_commands import register_benchmarks
 from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
 from linegate_edge.model_commands import register_models
+from linegate_edge.people_commands import register_people
 from linegate_edge.review.dataset_commands import register_dataset
 from linegate_edge.whole_numbers import count, port
 
@@ -82,6 +83,7 @@ def register(commands: Any) -> None:
     soak.set_defaults(run=_soak)
     register_models(commands)
     register_dataset(commands)
+    register_people(commands)
     register_benchmarks(commands)
 
 

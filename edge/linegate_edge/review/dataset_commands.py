@@ -21,8 +21,8 @@ def register_dataset(commands: Any) -> None:
     made = what.add_parser(
         "from-reviews",
         help="freeze all that was reviewed as a data set version",
-        description="Freeze all that was reviewed at a station as an immutable data set version, and print what is in it. Its test "
-        "set is kept for ever. Exit status 1: there are conflicts for a person to settle.",
+        description="Freeze all that was reviewed at a station as an immutable data set version, and print what is in it. Its "
+        "test set is kept for ever. Exit status 1: there are conflicts for a person to settle.",
     )
     made.add_argument("station", type=Path, metavar="STATION.toml", help="the station's settings")
     made.add_argument("--out", type=Path, metavar="DIR", help="folder of versions (default: [review] datasets)")
@@ -70,6 +70,7 @@ def _from_reviews(arguments: argparse.Namespace) -> int:
         print(f"{record.reference}{'' if made.new else ', which was there already'}")
         for split, counts in (("to learn from", record.counts.train), ("to measure on", record.counts.test)):
             print(f"{split}: {', '.join(f'{count} {label}' for label, count in sorted(counts.items())) or 'nothing'}")
-        for line in (*made.left_out, *(found.text for found in (*record.conflicts, *record.near_duplicates))):
+        told = [*(conflict.text for conflict in record.conflicts), *(pair.text for pair in record.near_duplicates)]
+        for line in (*made.left_out, *told):
             print(f"note: {line}")
     return 1 if record.conflicts else 0

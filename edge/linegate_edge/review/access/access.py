@@ -58,15 +58,15 @@ class Access:
         self.trusted = tuple(_network(text) for text in self.settings.trusted_proxies)
         self.provider = None if self.settings.oidc_issuer is None else Provider(self.settings)
         self._clock = clock
-        self._noted: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._noted: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
     def note_browser(self, route: str, address: str, why: str) -> None:
         """Put a request that a page of another site sent into the audit trail."""
         self.note(NOBODY_AT_ALL, "cross_site.refused", route, address, why)
 
     def note(self, actor: Actor, action: str, subject: str, address: str, why: str) -> None:
-        """Put something refused into the audit trail, once a minute for each address and action."""
-        now, key = self._clock(), (action, address)
+        """Put something refused into the audit trail, once a minute for each actor, address and action."""
+        now, key = self._clock(), (action, address, actor.name)
         if now - self._noted.get(key, -_NOTE_EVERY_S) < _NOTE_EVERY_S:
             return
         self._noted[key] = now

@@ -103,7 +103,8 @@ class Gate:
                 text = "the bearer token is unknown, revoked or over"
                 await run_in_threadpool(self._access.note, NOBODY_AT_ALL, "token.refused", asked.address, client.address, text)
                 raise AccessError(f"{text}: have an admin make a new one", 401)
-            return Caller(Actor(f"token {known.name}", known.role), ROLES.get(known.role, NOBODY) | _granted(client))
+            granted = ROLES.get(known.role, NOBODY) - {Permission.SELF}  # a token has no password and no session
+            return Caller(Actor(f"token {known.name}", known.role), granted | _granted(client))
         agent = headers.get("user-agent", "")
         for secret in cookies_of(headers, COOKIE)[:4]:
             session = await run_in_threadpool(self._access.sessions.find, secret, agent, address=client.address)

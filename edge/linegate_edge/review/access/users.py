@@ -23,7 +23,7 @@ from linegate_edge.message import utc_now
 from linegate_edge.review.access.passwords import check_password, hash_password, is_password, one_time_password
 from linegate_edge.review.access.roles import PEOPLE
 from linegate_edge.review.audit import SYSTEM, Actor, AuditTrail
-from linegate_edge.review.database import ReviewDatabase
+from linegate_edge.review.database import REVIEWS_FILE, ReviewDatabase
 
 log = logging.getLogger("linegate.access")
 FIRST_ADMIN: Final = "admin"
@@ -241,12 +241,14 @@ def _user(row: tuple[Any, ...]) -> User:
     return User(name, role, password, bool(must_change), *rest)
 
 
-def open_store(folder: Path) -> ReviewDatabase:
-    """Return the database of a store that is there already, for the command line.
+def open_store(folder: Path, *, look: bool = False) -> ReviewDatabase:
+    """Return the database of a store, for the command line; `look` asks for one that is there already.
 
     Raises:
-        StoreError: there is no such folder.
+        StoreError: there is no such folder, or nothing to look at in it.
     """
+    if look and folder.is_dir() and not (folder / REVIEWS_FILE).is_file():
+        raise StoreError(f"{folder}: no {REVIEWS_FILE} here: give the folder of a station's store")
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder: give the folder of a station's store, [station] store in STATION.toml")
     return ReviewDatabase(folder)
