@@ -237,7 +237,7 @@ def test_conflicts_of_a_version_lead_to_their_parts_and_reviews_are_frozen(
     write_version(tmp_path / "datasets", 1, counts, (conflict,))
     page = open_page()
     datasets = page.locator("#datasets")
-    expect(datasets).to_contain_text("1 conflicts to settle, 1 left out")
+    expect(datasets).to_contain_text("1 conflict to settle, 1 left out")
     datasets.get_by_text("Conflicts", exact=True).click()
     expect(datasets.get_by_role("link", name="A-17")).to_have_attribute("href", "/part?id=v-17")
     page.get_by_role("button", name="Freeze reviews").click()

@@ -98,7 +98,7 @@ function conflictList(item) {
 
 function version(item) {
   const counts = (by) => Object.entries(by).map(([label, count]) => `${label} ${count}`).join(", ") || "none";
-  const conflicts = [item.conflicts > 0 ? `${item.conflicts} conflicts to settle` : null, item.left_out > 0 ? `${item.left_out} left out` : null].filter(Boolean);
+  const conflicts = [item.conflicts > 0 ? `${item.conflicts} conflict${item.conflicts === 1 ? "" : "s"} to settle` : null, item.left_out > 0 ? `${item.left_out} left out` : null].filter(Boolean);
   return make(
     "li",
     { className: "row" },
