@@ -16,13 +16,13 @@ from fastapi import FastAPI, HTTPException, Response
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 import linegate_edge.review
-from conftest import require, wait_until
+from conftest import require, signed_in, wait_until
 from linegate_edge.review.app import _add_error_handlers
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.quality.routes import add_quality
 from linegate_edge.settings import StationSettings
-from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
+from test_live_page import BROWSER_OPTIONS, GOOD, WATCH_POLICY, send, start_station
 
 PAGES = Path(linegate_edge.review.__file__).parent / "pages"
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -108,7 +108,7 @@ def fill(database: ReviewDatabase, now: datetime) -> None:
         db.executemany(f"INSERT INTO part VALUES ({', '.join('?' * 21)})", parts)
 
 
-def serve(database: ReviewDatabase, shell: Path = PAGES) -> tuple[uvicorn.Server, threading.Thread, str]:
+def serve(database: ReviewDatabase) -> tuple[uvicorn.Server, threading.Thread, str]:
     """Serve page and API as a station does, with its policy, for somebody who is logged in."""
     settings = StationSettings.model_validate(
         {
@@ -132,7 +132,7 @@ def serve(database: ReviewDatabase, shell: Path = PAGES) -> tuple[uvicorn.Server
 
     @app.get("/assets/{name}")
     def get_asset(name: str) -> Response:
-        path = (shell if name.startswith("shell.") else PAGES) / name
+        path = PAGES / name
         if not path.is_file():
             raise HTTPException(404, f"no asset '{name}'")
         return Response(path.read_bytes(), media_type=TYPES[path.suffix])
@@ -144,40 +144,6 @@ def serve(database: ReviewDatabase, shell: Path = PAGES) -> tuple[uvicorn.Server
     return server, thread, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/quality"
 
 
-STUB_STYLE = """
-* { box-sizing: border-box; } body { margin: 0; }
-.scroll { overflow-x: auto; } dd { margin: 0; } .bar { display: flex; flex-wrap: wrap; }
-"""
-STUB_SCRIPT = """
-export const element = (id) => document.getElementById(id);
-export const make = (tag, properties = {}, ...children) => {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-};
-export async function api(method, path) {
-  const response = await fetch(path, { method });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
-  return answer;
-}
-export const open = async () => ({ permissions: ["read"] });
-export const say = () => {};
-export const toast = (text) => console.error(text);
-"""
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shell that all pages share, or as much of it as this page needs."""
-    if (PAGES / "shell.js").is_file():
-        return PAGES
-    folder = tmp_path_factory.mktemp("shell")
-    (folder / "shell.js").write_text(STUB_SCRIPT)
-    (folder / "shell.css").write_text(STUB_STYLE)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -187,10 +153,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, shell: Path) -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database = ReviewDatabase(tmp_path_factory.mktemp("filled"))
     fill(database, datetime.now(UTC))
-    server, thread, address = serve(database, shell)
+    server, thread, address = serve(database)
     yield address
     server.should_exit = True
     thread.join()
@@ -224,11 +190,9 @@ def page(browser: Browser, address: str, complaints: list[str]) -> Iterator[Page
     opened.context.close()
 
 
-def test_a_station_without_parts_says_so_in_every_block(
-    browser: Browser, tmp_path: Path, shell: Path, complaints: list[str]
-) -> None:
+def test_a_station_without_parts_says_so_in_every_block(browser: Browser, tmp_path: Path, complaints: list[str]) -> None:
     database = ReviewDatabase(tmp_path)
-    server, thread, address = serve(database, shell)
+    server, thread, address = serve(database)
     page = open_page(browser, address, complaints)
     expect(page.locator("#yield")).to_have_text("–")
     expect(page.locator("#chart .nothing")).to_have_text("No parts in this time.")
@@ -348,3 +312,16 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, address: str, compla
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert complaints == []
     page.context.close()
+
+
+def test_a_station_serves_its_own_quality(tmp_path: Path, spot_package: Path) -> None:
+    station = start_station(tmp_path, spot_package)
+    try:
+        send(station, GOOD, "S-1")
+        client = signed_in(station)
+        wait_until(lambda: client.get("/api/v1/quality/yield").json()["now"]["parts"] == 1)
+        assert "Quality" in client.get("/quality").text
+        assert client.get("/api/v1/quality/threshold").json()["packages"] == ["spots@1.0.0"]
+        assert "/api/v1/quality/chart" in client.get("/openapi.json").json()["paths"]
+    finally:
+        station.stop()

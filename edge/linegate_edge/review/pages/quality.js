@@ -194,7 +194,7 @@ function showThreshold(answer) {
   if (answer.current !== null) scores.push(answer.current);
   const slider = element("slider");
   slider.disabled = element("reset").disabled = answer.reviewed === 0;
-  setText("threshold-note", answer.reviewed ? answer.note : "");
+  setText("threshold-note", answer.reviewed ? `${answer.note}${answer.limit_samples ? ` ${plural(answer.limit_samples, "limit sample")} left out.` : ""}` : "");
   const rows = points.map((point) => [point.threshold === null ? "above all scores" : number(point.threshold), ...["escapes", "false_rejects", "confirmed", "passes"].map((key) => whole.format(point[key]))]);
   const heads = ["Threshold up to", "Escapes#", "False rejects#", "Confirmed#", "Good, passed#"];
   element("threshold-table").replaceChildren(table(`${plural(answer.reviewed, "reviewed part")} of ${answer.package ?? "no package"}`, heads, rows));

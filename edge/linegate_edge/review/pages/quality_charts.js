@@ -186,7 +186,7 @@ export function thresholdCurves(width, { points, low, high, current, number, lab
   }
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
     const score = low + share * (high - low);
-    svg.append(draw("text", { x: x(score), y: height - 8, "text-anchor": share === 1 ? "end" : "middle" }, number(score)));
+    svg.append(draw("text", { x: x(score), y: height - 8, "text-anchor": share === 1 ? "end" : "middle" }, String(Number(score.toPrecision(2)))));
   }
   if (current !== null) {
     svg.append(draw("line", { class: "now", x1: x(current), x2: x(current), y1: 20, y2: height - PAD.bottom }));

@@ -76,7 +76,7 @@ def control_chart(rejects: NDArray[np.int64], parts: NDArray[np.int64]) -> Contr
         dispersion = statistic / (k - 1)
         tail = chi_square_tail(statistic, k - 1)
         p_value = min(1.0, 2 * min(tail, 1 - tail))
-        much = f"{dispersion:.2f} times as much as chance alone (dispersion test, p {_words(p_value)})"
+        much = f"{dispersion:.2f} times as much as chance alone (dispersion test, p\u00a0{_words(p_value)})"
         if p_value >= SIGNIFICANCE:
             why = f"p chart: the shares scatter {much}, which chance explains"
         elif sigma_z == 0:
@@ -105,4 +105,4 @@ def _signals(shares: Floats, low: Floats, high: Floats, centre: float) -> tuple[
 
 
 def _words(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"= {p:.2g}"
+    return "<\u00a00.0001" if p < 0.0001 else f"=\u00a0{p:.2g}"

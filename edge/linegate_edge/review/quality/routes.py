@@ -32,8 +32,8 @@ REFERENCE_PARTS: Final = 500
 _FEW_SCORES: Final = 50
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": ErrorAnswer} for status in (401, 403, 422, 503)}
 _NOTE: Final = (
-    "Counted on reviewed parts alone. Parts far below the threshold are looked at only as far as the audit sample reaches, so "
-    "that the present threshold and a lower one miss escapes that nobody has seen, and a lower one rejects more good parts."
+    "Counted on reviewed parts alone. What nobody has looked at is in none of the counts: there are more escapes than shown, "
+    "and a lower threshold rejects more good parts than shown."
 )
 
 
