@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import station_toml, write_spot_package
-from linegate.dataset_version import Counts, VersionRecord, items_digest, to_bytes
+from linegate.dataset_version import Conflict, Counts, VersionRecord, items_digest, to_bytes
 from linegate.package import ModelPackage
 from linegate_edge.recipes import RecipeBook
 from linegate_edge.review.audit import Actor, verify
@@ -168,7 +168,7 @@ class World:
         return [line.action for line in reversed(self.reviews.trail.lines())]
 
 
-def write_version(folder: Path, number: int, counts: Counts) -> Path:
+def write_version(folder: Path, number: int, counts: Counts, conflicts: tuple[Conflict, ...] = ()) -> Path:
     """Write the record of a data set version without its images, as far as a list shows it."""
     record = VersionRecord(
         name="tiles",
@@ -181,7 +181,7 @@ def write_version(folder: Path, number: int, counts: Counts) -> Path:
         note="after the new supplier",
         test_share=0.2,
         counts=counts,
-        conflicts=(),
+        conflicts=conflicts,
         near_duplicates=(),
         groups={},
         items=(),

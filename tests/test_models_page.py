@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from conftest import AGENT, COOKIE, MakeStation, encode, require, signed_in, spot_picture, submit, wait_until
-from linegate.dataset_version import Counts
+from linegate.dataset_version import Conflict, Counts
 from linegate_edge.station import Station
 from models_world import ANNA, BEN, MIA, NO_BROKER, write_run, write_version
 from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
@@ -220,6 +220,29 @@ def test_a_training_is_started_followed_cancelled_and_brought(station: Station, 
     page.get_by_role("button", name="Put the candidate on the shelf").click()
     expect(page.locator(".candidate").first.locator(".gate")).to_have_text("Gate: go")
     expect(page.get_by_role("button", name="Put the candidate on the shelf")).to_have_count(0)
+
+
+def test_conflicts_of_a_version_lead_to_their_parts_and_reviews_are_frozen(
+    station: Station, tmp_path: Path, open_page: OpenPage
+) -> None:
+    conflict = Conflict(
+        kind="people",
+        images=("a" * 64,),
+        labels=("good", "crack"),
+        groups=("A-17",),
+        verdict_ids=("v-17",),
+        text="two people differ",
+    )
+    counts = Counts(train={"good": 5}, test={"good": 2}, left_out=1)
+    write_version(tmp_path / "datasets", 1, counts, (conflict,))
+    page = open_page()
+    datasets = page.locator("#datasets")
+    expect(datasets).to_contain_text("1 conflict to settle, 1 left out")
+    datasets.get_by_text("Conflicts", exact=True).click()
+    expect(datasets.get_by_role("link", name="A-17")).to_have_attribute("href", "/part?id=v-17")
+    page.get_by_role("button", name="Freeze reviews").click()
+    page.locator("#ask-yes").click()
+    expect(page.locator("#ask-refused")).to_contain_text("review")
 
 
 def test_a_station_that_is_gone_is_told_and_the_page_does_not_look_alive(station: Station, open_page: OpenPage) -> None:

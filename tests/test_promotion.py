@@ -12,6 +12,7 @@ import pytest
 from conftest import MakeStation, signed_in, station_toml, submit, write_spot_package
 from linegate.errors import PackageError, StationError
 from linegate_edge.reload import reload_station
+from linegate_edge.review.audit import Actor
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
 from models_world import ANNA, BEN, LIMITS, MIA, NO_BROKER, PLACE, World, write_run
@@ -105,6 +106,20 @@ def test_of_two_people_neither_is_the_one_who_trained_it(strict: World) -> None:
     strict.room.register.approve(BEN, digest, "")
     promote(strict, digest)
     assert strict.champion.digest == digest
+
+
+def test_a_token_approves_nothing_and_hides_nobody(strict: World) -> None:
+    with strict.reviews.database.change() as db:
+        db.execute(
+            "INSERT INTO token (digest, name, role, created_by, created_at, expires_at) VALUES ('d', 'ci', 'ml', 'mia', '', '')"
+        )
+    digest = strict.candidate(trained_by="token ci")
+    with pytest.raises(StationError, match="a person's word"):
+        strict.room.register.approve(Actor("token ci", "ml"), digest, "")
+    for actor in (MIA, BEN):
+        strict.room.register.approve(actor, digest, "")
+    with pytest.raises(StationError, match="has 1"):
+        promote(strict, digest)
 
 
 @pytest.mark.parametrize("reason", [None, "", "  "])
@@ -208,6 +223,38 @@ def test_roll_backs_uncover_one_promotion_after_the_other(world: World) -> None:
     assert world.champion.digest == one
     world.room.roll_back(ANNA, first, "")
     assert world.champion.digest == zero
+
+
+def test_a_promotion_changes_no_other_view_though_its_package_was_replaced_on_disk(tmp_path: Path, own_package: Path) -> None:
+    side = write_spot_package(tmp_path / "side", threshold=0.7).location
+    world = World(tmp_path, own_package)
+    world.close()
+    text = world.path.read_text().replace(f'[model]\npackage = "{own_package}"\n', "")
+    views = f'[recipes.default.views.main]\npackage = "{own_package}"\n[recipes.default.views.side]\npackage = "{side}"\n'
+    world.path.write_text(text + views)
+    world.open()
+    try:
+        digest, before = approved(world), world.book.recipes["default"].digest
+        write_spot_package(side, threshold=0.99)
+        with pytest.raises(PackageError, match=r"recipe 'default', view 'side': .* was replaced on disk"):
+            promote(world, digest)
+        assert world.book.recipes["default"].digest == before
+        assert world.actions()[-1] == "model.promote_refused"
+        write_spot_package(side, threshold=0.7)
+        promote(world, digest)
+    finally:
+        world.close()
+
+
+def test_a_promotion_for_a_view_that_the_settings_have_no_more_is_told(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(world, approved(world))
+    world.close()
+    world.path.write_text(world.path.read_text() + '[recipe]\nname = "other"\n')
+    with caplog.at_level(logging.WARNING):
+        world.open()
+    assert "promoted for recipe 'default', view 'main', which STATION.toml does not have" in caplog.text
 
 
 def test_a_promotion_outlives_the_station(world: World) -> None:

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MakeStation, signed_in, wait_until
+from conftest import MakeStation, signed_in, submit, wait_until
 from linegate.errors import StationError
 from linegate.package import ModelPackage
 from linegate_edge.review.audit import AuditTrail, verify
 from linegate_edge.review.database import ReviewDatabase
+from linegate_edge.review.dataset_versions import build_version
 from linegate_edge.review.models.run_record import RunRecord, is_alive, read_log, read_progress, read_record, write_record
 from linegate_edge.review.models.training_runs import NOT_INSTALLED, TrainingRuns
 from models_world import ANNA, MIA, NO_BROKER, write_run
+from simulators.reviews import reviewed
 
 SCRIPT = """
 import json, os, pathlib, shutil, signal, sys, time
@@ -280,3 +282,35 @@ def test_a_zip_is_uploaded_and_one_that_is_too_large_is_not(
     assert [answer.status_code for answer in (large, torn, other)] == [413, 422, 415]
     assert torn.json()["error"].startswith("upload: neither a package folder nor a whole zip")
     assert [path for path in (tmp_path / "models").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_real_retraining_becomes_a_candidate_on_the_shelf(
+    tmp_path: Path, spot_package: Path, make_station: MakeStation
+) -> None:
+    reviews = [reviewed(tmp_path / "evidence", seed) for seed in range(0, 60, 2)]
+    version = build_version(reviews, tmp_path / "datasets", name="goods", created_by="ada", test_share=0.3)
+    station = make_station(NO_BROKER)
+    wanted = {"version": version.folder.name, "options": {"instant": True, "threads": 1, "seed": 3}}
+    with signed_in(station, "root", "admin") as client:
+        assert [item["number"] for item in client.get("/api/v1/datasets").json()["items"]] == [1]
+        started = client.post("/api/v1/training", json=wanted)
+        assert started.status_code == 201, started.text
+        ended = {"done", "failed", "cancelled"}
+        wait_until(lambda: client.get("/api/v1/training/1").json()["run"]["state"] in ended, timeout_s=240, what="the end")
+        run = client.get("/api/v1/training/1").json()
+        assert (run["run"]["state"], run["run"]["exit_status"]) == ("done", 1), run
+        assert run["progress"]["step"] == "done"
+        assert not run["gate"]["go"]  # good parts alone: nothing can be told of escapes
+        brought = client.post("/api/v1/models", json={"run": 1})
+        assert brought.status_code == 201, brought.text
+        model = brought.json()
+        assert (model["digest"], model["trained_by"]) == (run["candidate_digest"], "root")
+        assert model["comparison"]["gate"] == run["gate"]
+        place = {"recipe": "default", "view": "main"}
+        assert client.post(f"/api/v1/models/{model['digest']}/approve", json={}).status_code == 200
+        refused = client.post(f"/api/v1/models/{model['digest']}/promote", json=place)
+        assert (refused.status_code, "the gate said no-go" in refused.json()["error"]) == (409, True)
+        reason = {"override_reason": "the line has no defects yet"}
+        promoted = client.post(f"/api/v1/models/{model['digest']}/promote", json={**place, **reason})
+        assert promoted.status_code == 200, promoted.text
+    assert submit(station, 1)[0].result(20).message["provenance"]["package_digest"] == model["digest"]

@@ -113,6 +113,10 @@ class RecipeBook:
         recipes = settings.all_recipes
         self._recipes = {name: self._load(name, recipe, settings.model) for name, recipe in recipes.items()}
         self._kept = None
+        for name, view in overrides:
+            if name not in recipes or view not in recipes[name].views:
+                text = "a package was promoted for recipe '%s', view '%s', which STATION.toml does not have: it judges nothing"
+                log.warning(text, name, view)
         classes = {name for known in self.inspectors for name in known.package.manifest.labels[1:]}
         check_plant_codes(settings.plant_codes, classes)
         self._by_type = {kind: recipe for recipe in self._recipes.values() for kind in recipe.part_types}

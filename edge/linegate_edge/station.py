@@ -241,7 +241,7 @@ class Station:
             LinegateError: they cannot be used; nothing was changed.
         """
         self.book.reload(settings)
-        self._name_packages()
+        self.models.reloaded()
         self._set_running_cameras()
         self.line.health.use(settings.health)
         self.line.writer.plant_codes = settings.plant_codes

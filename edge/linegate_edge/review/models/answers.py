@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from linegate.comparison import Comparison, GateVerdict, SetNumbers, Speed
+from linegate.dataset_version import Conflict
 from linegate_edge.review.models.run_record import RunProgress, RunRecord
 from linegate_edge.setting_types import Name
 
@@ -275,7 +276,7 @@ class TrainingsAnswer(_Closed):
 
 
 class DatasetAnswer(_Closed):
-    """One data set version; counts are images by label."""
+    """One data set version; counts are images by label, `shown_conflicts` the first of its conflicts."""
 
     folder: str
     name: str
@@ -290,6 +291,7 @@ class DatasetAnswer(_Closed):
     test: dict[str, int]
     left_out: int
     conflicts: int
+    shown_conflicts: tuple[Conflict, ...]
     near_duplicates: int
 
 

@@ -202,6 +202,7 @@ class Promotions:
             overrides[place] = self._override(row)
         try:
             fresh = book.prepare(book.settings, overrides)
+            _check_others(book, fresh, place, row.package_digest)
         except LinegateError as error:
             self._trail.add(actor, f"{action}_refused", f"{row.recipe}/{row.view}", {**detail, "error": str(error)})
             raise
@@ -221,6 +222,21 @@ class Promotions:
 
     def _latest(self, place: Place) -> Promotion | None:
         return next((row for row in self.listed() if (row.recipe, row.view) == place), None)
+
+
+def _check_others(book: RecipeBook, fresh: RecipeBook, place: Place, digest: str) -> None:
+    """Refuse a change that would change more than its own view: packages are read again, and may have been replaced.
+
+    Raises:
+        PackageError: the text says which one was.
+    """
+    for name, recipe in fresh.recipes.items():
+        for view, loaded in recipe.views.items():
+            expected = digest if (name, view) == place else champion_of(book, (name, view)).digest
+            package = loaded.inspector.package
+            if package.digest != expected:
+                text = f"{package.location} was replaced on disk by {package.reference}: reload the station or restore it first"
+                raise PackageError(f"recipe '{name}', view '{view}': {text}")
 
 
 def _promotion(row: tuple[Any, ...]) -> Promotion:

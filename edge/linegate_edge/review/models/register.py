@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import apsw
 
@@ -18,6 +18,9 @@ from linegate_edge.message import utc_now
 from linegate_edge.review.audit import Actor, AuditTrail
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.models.shelf import Candidate, Shelf
+
+_TOKEN: Final = "token "
+"""How the names of tokens begin, where they act; no user's does, for it holds a blank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,11 @@ class Register:
 
         Raises:
             LookupError: there is no such candidate.
-            StationError: the same person approved it already.
+            StationError: the same person approved it already, or it is no person.
         """
         candidate = self.candidate(digest)
+        if actor.name.startswith(_TOKEN):
+            raise StationError("an approval is a person's word: log in to give it, a token cannot")
         if any(known.by == actor.name for known in self.approvals(candidate)):
             raise StationError(f"{actor.name} has approved {candidate.reference} already")
         detail = {"package": candidate.reference, "comment": comment, "comparison": candidate.comparison_digest or None}
@@ -116,8 +121,16 @@ class Register:
 
     def counted(self, candidate: Candidate) -> list[Approval]:
         """Return the approvals that count: where two are needed, that of who trained the candidate does not."""
-        trained_by = self.registered().get(candidate.digest, {}).get("trained_by")
+        trained_by = self._person(self.registered().get(candidate.digest, {}).get("trained_by"))
         return [known for known in self.approvals(candidate) if self.needed < 2 or known.by != trained_by]
+
+    def _person(self, name: str | None) -> str | None:
+        """Return who stands behind a name: of a token whoever made it."""
+        if name is None or not name.startswith(_TOKEN):
+            return name
+        with self._database.look() as db:
+            row = db.execute("SELECT created_by FROM token WHERE name = ?", (name.removeprefix(_TOKEN),)).fetchone()
+        return name if row is None else str(row[0])
 
     def objections(self, candidate: Candidate, champion_digest: str) -> list[str]:
         """Return why the gate does not speak for putting the candidate in the champion's place; each needs a reason to pass."""

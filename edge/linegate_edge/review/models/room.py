@@ -120,6 +120,14 @@ class ModelRoom:
             location, reference = candidate.location, candidate.reference
         return self.runs.start(actor, there[version].absolute(), location.absolute(), reference, digest, options)
 
+    def reloaded(self) -> None:
+        """Follow a change of the recipes that was none of ours; it has happened, and is not refused any more."""
+        self._on_change()
+        try:
+            self.refresh_shadows()
+        except LinegateError as error:
+            log.error("the shadows stay as they were: %s", error)
+
     # -- shadows ----------------------------------------------------------------------------------------------------
 
     def shadow_places(self) -> dict[Place, str]:

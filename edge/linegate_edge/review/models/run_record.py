@@ -13,6 +13,7 @@ ending processes is left to `training_runs`.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -114,10 +115,16 @@ def read_log(folder: Path, lines: int) -> list[str]:
 
 def read_result(folder: Path) -> Comparison | None:
     """Return the comparison that a run made, or None."""
+    path = folder / OUT_FOLDER / COMPARISON_FILE
     try:
-        return load_comparison(folder / OUT_FOLDER / COMPARISON_FILE)
-    except DataError:
+        return _read_result(path, path.stat().st_mtime_ns)
+    except (DataError, OSError):
         return None
+
+
+@functools.lru_cache(maxsize=64)
+def _read_result(path: Path, _changed_ns: int) -> Comparison:
+    return load_comparison(path)  # some have megabytes, and a page asks every second
 
 
 def has_result(folder: Path) -> bool:

@@ -37,6 +37,7 @@ from linegate_edge.review.models.run_record import RunRecord, read_log, read_pro
 from linegate_edge.review.models.shelf import Candidate
 
 _DIFFERING = 100
+_CONFLICTS = 50
 
 
 def models_answer(room: ModelRoom) -> ModelsAnswer:
@@ -233,6 +234,7 @@ def datasets_answer(folder: Path) -> DatasetsAnswer:
                 test=record.counts.test,
                 left_out=record.counts.left_out,
                 conflicts=len(record.conflicts),
+                shown_conflicts=record.conflicts[:_CONFLICTS],
                 near_duplicates=len(record.near_duplicates),
             )
         )

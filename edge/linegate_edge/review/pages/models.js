@@ -217,6 +217,23 @@ async function upload(file) {
   if (!response.ok) throw new Error((await response.json().catch(() => null))?.error ?? `the station answered ${response.status}`);
 }
 
+element("freeze").addEventListener("click", () =>
+  ask({
+    title: "Freeze what was reviewed?",
+    text: ["All decisions so far become a data set version, which never changes. Parts of its test set stay in the test set of all later ones."],
+    yes: "Freeze",
+    reason: { label: "Note", needed: false },
+    work: async ({ reason }) => {
+      const name = state.datasets.items[0]?.name;
+      const made = await api("POST", "/api/v1/datasets", { note: reason, ...(name ? { name } : {}) });
+      const text = made.new ? `${made.name} v${made.number} is frozen` : `Nothing new was reviewed: ${made.name} v${made.number} stands`;
+      say(text);
+      toast([text, ...made.left_out.slice(0, 3)].join(". "), "done");
+      await refreshDatasets();
+    },
+  }));
+
+element("freeze").hidden = !may("models_write");
 element("upload").hidden = !may("models_write");
 closePictures();
 await Promise.all([refresh(), refreshRuns(), refreshDatasets()]);

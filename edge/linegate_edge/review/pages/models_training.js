@@ -86,9 +86,19 @@ export function datasets({ items, broken }) {
   return [...items.map(version), ...broken.map((text) => make("li", { className: "row refused" }, text))];
 }
 
+function conflictList(item) {
+  const lines = item.shown_conflicts.map((one) => {
+    const links = one.verdict_ids.slice(0, 6).flatMap((id, index) => [" ", make("a", { href: `/part?id=${encodeURIComponent(id)}` }, one.groups[index] ?? "open")]);
+    return make("li", {}, one.text, ...links);
+  });
+  const box = make("details", { className: "conflicts", open: unfolded.has(item.folder) }, make("summary", { id: `conflicts-${item.folder}` }, "Conflicts"), make("ul", { className: "hint" }, ...lines));
+  box.addEventListener("toggle", () => (box.open ? unfolded.add(item.folder) : unfolded.delete(item.folder)));
+  return box;
+}
+
 function version(item) {
   const counts = (by) => Object.entries(by).map(([label, count]) => `${label} ${count}`).join(", ") || "none";
-  const conflicts = [item.conflicts > 0 ? `${item.conflicts} conflicts to settle` : null, item.left_out > 0 ? `${item.left_out} left out` : null].filter(Boolean);
+  const conflicts = [item.conflicts > 0 ? `${item.conflicts} conflict${item.conflicts === 1 ? "" : "s"} to settle` : null, item.left_out > 0 ? `${item.left_out} left out` : null].filter(Boolean);
   return make(
     "li",
     { className: "row" },
@@ -96,5 +106,6 @@ function version(item) {
     make("p", { className: "hint" }, `Learn: ${counts(item.train)}. Test: ${counts(item.test)}.`),
     make("p", { className: "hint" }, `${moment(item.created_at)} by ${item.created_by}${item.note ? `: ${item.note}` : ""}`),
     ...(conflicts.length > 0 ? [make("p", { className: "hint warn" }, conflicts.join(", "))] : []),
+    ...(item.shown_conflicts.length > 0 ? [conflictList(item)] : []),
   );
 }
