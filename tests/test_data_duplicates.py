@@ -12,16 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from linegate.errors import DataError
-from linegate_training.data.duplicates import (
-    LIMIT_BITS,
-    find_groups,
-    find_leaks,
-    group_samples,
-    hash_bits,
-    near_duplicate_labels,
-    note_leaks,
-    read_prints,
-)
+from linegate.near_duplicates import LIMIT_BITS, hash_bits, near_duplicate_labels
+from linegate_training.data.duplicates import find_groups, find_leaks, group_samples, note_leaks, read_prints
 from linegate_training.data.parts import PartSet, Sample
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
-from linegate import errors
+from linegate import comparison, dataset_version, errors
 from linegate.stages import Reason
 from linegate_edge.commands import COMMANDS, Answer, AnswerReason, Confirmation
 from linegate_edge.message import StateMessage, VerdictMessage, topics
@@ -17,8 +18,11 @@ from linegate_edge.metrics import Metrics
 from linegate_edge.review.commands import STATUS
 from linegate_edge.settings import FolderSource, OpenCVSource, RecipeSettings, StationSettings, ViewSettings
 from linegate_edge.source_settings import AravisSource, GenicamSource
+from linegate_training.gate import GateSettings
+from linegate_training.progress_file import Step
 
 ROOT = Path(__file__).parents[1]
+TRAINING = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
 EDGE = (ROOT / "edge" / "README.md").read_text(encoding="utf-8")
 
 
@@ -63,6 +67,36 @@ def test_every_setting_is_documented(key: str) -> None:
 def test_no_setting_is_documented_that_is_not_there() -> None:
     documented = set(re.findall(r"^\| `(\[+[\w.]+\]+ \w+)`", EDGE, re.MULTILINE))
     assert documented == set(setting_keys())
+
+
+def fields_of(module: ModuleType) -> list[str]:
+    """Return the names of all fields of all models that a module defines."""
+    models = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, BaseModel)]
+    return sorted({name for model in models if model.__module__ == module.__name__ for name in model.model_fields})
+
+
+@pytest.mark.parametrize("name", fields_of(dataset_version))
+def test_every_field_of_a_data_set_version_is_documented(name: str) -> None:
+    assert f"`{name}`" in TRAINING.partition("### What reviewers said")[2].partition("\n### ")[0]
+
+
+@pytest.mark.parametrize("name", fields_of(comparison))
+def test_every_field_of_a_comparison_is_documented(name: str) -> None:
+    assert f"`{name}`" in TRAINING.partition("### Retrain, compare, gate")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", GateSettings.model_fields)
+def test_every_rule_of_the_gate_is_documented_with_its_default(name: str) -> None:
+    row = next(line for line in TRAINING.splitlines() if line.startswith("| `") and f"`{name}`" in line.split("|")[1])
+    names, defaults = row.split("|")[1], row.split("|")[2].split(", ")
+    default = GateSettings.model_fields[name].default
+    told = defaults[names.split(", ").index(next(one for one in names.split(", ") if f"`{name}`" in one))].strip()
+    assert told == (str(default).lower() if isinstance(default, bool) else f"{default:g}")
+
+
+@pytest.mark.parametrize("step", get_args(Step))
+def test_every_step_of_a_retraining_is_documented(step: str) -> None:
+    assert f"`{step}`" in TRAINING
 
 
 @pytest.mark.parametrize("family", sorted(family.name for family in Metrics().registry.collect()))

@@ -79,6 +79,7 @@ def serve(station: Station, folder: Path, **changes: Any) -> Iterator[tuple[http
             "max_pixels": 64_000_000,
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "ready": lambda: None,
+            "settings": station.settings,
             "reviews": station.reviews,
             "access": station.access,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -101,16 +102,17 @@ def test_two_people_never_have_the_same_part_before_them(client: httpx.Client) -
 def test_two_who_decide_the_same_part_at_once_give_one_decision(client: httpx.Client, station: Station) -> None:
     verdict_id = lend(client)["items"][0]["verdict_id"]
     answers: list[httpx.Response] = []
-
-    def judge(disposition: str) -> None:
-        with signed_in(station, f"user-{disposition[:4]}") as own:
-            answers.append(decide(own, verdict_id, disposition))
-
-    threads = [threading.Thread(target=judge, args=(what,)) for what in ("confirmed", "false_reject") * 3]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with contextlib.ExitStack() as stack:
+        people = [stack.enter_context(signed_in(station, name)) for name in ("bert", "cleo", "dora")]
+        threads = [
+            threading.Thread(target=lambda own=own, what=what: answers.append(decide(own, verdict_id, what)))  # type: ignore[misc]
+            for own in people
+            for what in ("confirmed", "false_reject")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409, 409]
     refused = next(answer for answer in answers if answer.status_code == 409)
     assert "has decided this part already" in refused.json()["error"]

@@ -13,7 +13,9 @@ from typing import Any
 from linegate.errors import LinegateError
 from linegate_edge.bench_commands import register_benchmarks
 from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
+from linegate_edge.model_commands import register_models
 from linegate_edge.people_commands import register_people
+from linegate_edge.review.dataset_commands import register_dataset
 from linegate_edge.whole_numbers import count, port
 
 log = logging.getLogger("linegate")
@@ -79,6 +81,8 @@ def register(commands: Any) -> None:
     soak.add_argument("--seed", type=int, default=0, help="which faults come when (default: 0)")
     soak.add_argument("--json", action="store_true", help="print the account as one JSON object in the last line")
     soak.set_defaults(run=_soak)
+    register_models(commands)
+    register_dataset(commands)
     register_people(commands)
     register_benchmarks(commands)
 

@@ -33,15 +33,18 @@ _FRESH_S: Final = 60.0
 
 
 class EvidenceFolder:
-    """The folder of evidence files of one station; `save` may be called from several threads."""
+    """The folder of evidence files of one station; `save` may be called from several threads.
 
-    def __init__(self, folder: Path, settings: EvidenceSection) -> None:
+    Who only reads beside the station says that the folder is not `owned`, and leaves alone what the station is writing.
+    """
+
+    def __init__(self, folder: Path, settings: EvidenceSection, owned: bool = True) -> None:
         self.folder = folder
         self.settings = settings
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+            for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*") if owned else ():
                 leftover.unlink(missing_ok=True)
         except OSError as error:
             raise StationError(f"{folder}: the evidence folder cannot be used: {error.strerror}") from error

@@ -23,6 +23,7 @@ from linegate_edge.metrics import Metrics
 from linegate_edge.parts import OpenPart, PartTable, as_fault, latency_ms
 from linegate_edge.recipes import RecipeBook
 from linegate_edge.records import Capture, Judged, Look
+from linegate_edge.shadow import Shadow
 from linegate_edge.workers import Workers
 from linegate_edge.writer import Writer
 
@@ -44,7 +45,9 @@ class Judging:
         metrics: Metrics,
         health: FrameHealth,
         deadline_s: float,
+        shadow: Shadow | None = None,
     ) -> None:
+        self._shadow = shadow
         self._lock, self._parts, self._book, self.workers = lock, parts, book, workers
         self._archive, self.writer, self._live, self._metrics = archive, writer, live, metrics
         self._health, self._deadline_s = health, deadline_s
@@ -155,6 +158,8 @@ class Judging:
         if part.origins:
             part.done.add_done_callback(lambda _: self._settled(part))
         self._archive.put(judged, part.done, may_wait=not from_clock)
+        if self._shadow is not None:
+            self._shadow.offer(judged)
 
     def _settled(self, part: OpenPart) -> None:
         with self._lock:

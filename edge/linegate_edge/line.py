@@ -34,6 +34,7 @@ from linegate_edge.parts import HeldFrame, OpenPart, PartTable, as_fault, serial
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.records import Capture, Look, Mode, Recorded, Trigger
 from linegate_edge.settings import StationSettings
+from linegate_edge.shadow import Shadow
 from linegate_edge.store import Store, StoreReader
 from linegate_edge.workers import Workers
 from linegate_edge.writer import Writer
@@ -66,6 +67,7 @@ class Line:
         plant_codes: Mapping[str, str],
         trigger_cameras: TriggerCameras = lambda _recipe, _key: [],
         on_replay: Callable[[int, int], None] = lambda _first, _last: None,
+        shadow: Shadow | None = None,
     ) -> None:
         self.book = book
         self.mode: Mode = "production"
@@ -101,6 +103,7 @@ class Line:
             metrics,
             self.health,
             self._deadline_s,
+            shadow,
         )
         self._recover = store.open_triggers()
         self._reader = StoreReader(store.path)

@@ -44,6 +44,12 @@ class Live:
         self._published = 0
         self._triggers = 0
 
+    def use_package(self, package: str, provider: str) -> None:
+        """Take note of what judges from now on."""
+        with self._lock:
+            self.package, self.provider = package, provider
+            self._version += 1
+
     def opened(self) -> None:
         """Take note of a trigger, or of a frame that came of itself: it must get a verdict."""
         with self._lock:

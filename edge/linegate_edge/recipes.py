@@ -2,28 +2,52 @@
 
 Rules kept here: every package of every recipe is loaded before the station starts, so that a change-over takes no time and
 cannot fail; a package that several views name is loaded once; a part keeps the recipe that was in force when it was
-triggered. Judging is left to `line`, deciding to the core.
+triggered; a promoted package stands in the place of the one that STATION.toml names, with the thresholds that it was approved
+with, until it is rolled back. Judging is left to `line`, deciding to the core, who may promote to `review.models`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from linegate import __version__
 from linegate.decide import Recipe, ViewRecipe
-from linegate.errors import SettingsError, StationError
+from linegate.errors import PackageError, SettingsError, StationError
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate.stages import Part
 from linegate_edge.message import MessageProvenance
 from linegate_edge.plant_codes import check_plant_codes
 from linegate_edge.settings import ModelSection, RecipeSettings, StationSettings, ViewSettings
+
+log = logging.getLogger("linegate.recipes")
+Place = tuple[str, str]
+"""A recipe and one of its views, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A package in the place of the one that STATION.toml names; `path` must hold the very package of `digest`.
+
+    `configured` is what STATION.toml named when it was put there. With `station_thresholds` those of STATION.toml still hold,
+    for it is the package that they were set for; else the package's own do.
+    """
+
+    path: Path
+    digest: str
+    configured: Path
+    station_thresholds: bool = False
+
+
+NO_OVERRIDES: Final[Mapping[Place, Override]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +98,15 @@ class RecipeBook:
         SettingsError: a recipe, or a plant code, does not fit the packages.
     """
 
-    def __init__(self, settings: StationSettings, kept: RecipeBook | None = None) -> None:
+    def __init__(
+        self,
+        settings: StationSettings,
+        kept: RecipeBook | None = None,
+        overrides: Mapping[Place, Override] = NO_OVERRIDES,
+    ) -> None:
+        self.changing = threading.RLock()
+        """Held by whoever prepares a change and puts it in force, so that no other change is lost between."""
+        self.settings, self.overrides = settings, overrides
         self._lock = threading.Lock()
         self._inspectors: dict[Path, Inspector] = {}
         self._kept = kept
@@ -122,8 +154,21 @@ class RecipeBook:
         Raises:
             LinegateError: they cannot be used; nothing was changed.
         """
-        fresh = RecipeBook(settings, kept=self)
+        with self.changing:
+            self.adopt(self.prepare(settings, self.overrides))
+
+    def prepare(self, settings: StationSettings, overrides: Mapping[Place, Override]) -> RecipeBook:
+        """Return the book that these settings and overrides make; packages in memory are not loaded again.
+
+        Raises:
+            LinegateError: they cannot be used.
+        """
+        return RecipeBook(settings, kept=self, overrides=overrides)
+
+    def adopt(self, fresh: RecipeBook) -> None:
+        """Put a prepared book in force from the next part on; parts in hand keep their recipe. It cannot fail."""
         with self._lock:
+            self.settings, self.overrides = fresh.settings, fresh.overrides
             # In an order in which whoever reads between two of these finds the recipe in force.
             self._recipes = {**self._recipes, **fresh._recipes}
             self._active = self._active if self._active in fresh._recipes else fresh._active
@@ -143,7 +188,12 @@ class RecipeBook:
         limits: dict[str, ViewRecipe] = {}
         views: dict[str, LoadedView] = {}
         for view, own in settings.views.items():
-            inspector = self._inspector(own.package, model)
+            override = self.overrides.get((name, view))
+            inspector = self._inspector(own.package if override is None else override.path, model)
+            if override is not None:
+                _check_override(name, view, override, own.package, inspector.package)
+                if not override.station_thresholds:
+                    own = own.model_copy(update={"threshold": None, "undecided_below": None})
             limits[view], version = _limits(own, inspector)
             views[view] = LoadedView(inspector, version, own.roi_xyxy, own.exposure_us, own.gain_db)
         try:
@@ -166,6 +216,21 @@ class RecipeBook:
         """Return the inspector of a package that is loaded already, if its digest is the same."""
         known = self._inspectors.get(package)
         return known if known is not None and known.package.digest == digest else None
+
+
+def _check_override(name: str, view: str, override: Override, configured: Path, package: ModelPackage) -> None:
+    """Refuse a promoted package that is another one by now, and say which one holds where STATION.toml names a new one."""
+    if package.digest != override.digest:
+        text = f"is {package.reference}, promoted was {override.digest[:12]}: restore it, or roll the promotion back"
+        raise PackageError(f"recipe '{name}', view '{view}': {override.path} {text}")
+    if configured != override.configured:
+        log.warning(
+            "recipe '%s', view '%s': STATION.toml names %s, but the promoted %s holds: roll the promotion back to use it",
+            name,
+            view,
+            configured,
+            package.reference,
+        )
 
 
 def _limits(own: ViewSettings, inspector: Inspector) -> tuple[ViewRecipe, str]:

@@ -214,12 +214,23 @@ class LimitsSection(Settings):
 
 
 class ReviewSection(Settings):
-    """`[review]`: the plant's shifts, and which passed parts people look at beside all that did not pass."""
+    """`[review]`: shifts, classes, which passed parts people look at beside all that did not pass, what becomes of candidates.
+
+    Folders that are not named lie beside the store.
+    """
 
     shifts: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_shifts)] = ("06:00", "14:00", "22:00")
     time_zone: Annotated[str | None, AfterValidator(_check_zone)] = None
+    classes: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = ()
     audit_share: float = Field(default=0.0, ge=0, le=1)
     close_share: float = Field(default=0.1, ge=0, le=1)
+    models: FilePath | None = None
+    datasets: FilePath | None = None
+    base: FilePath | None = None
+    gate: FilePath | None = None
+    approvals: int = Field(default=1, ge=0, le=2)
+    max_package_mib: int = Field(default=256, ge=1, le=1024)
+    shadow_share: float = Field(default=0.1, gt=0, le=1)
 
 
 class StationSettings(Settings):
@@ -263,6 +274,16 @@ class StationSettings(Settings):
         own = self.recipe
         view = ViewSettings(package=self.model.package, threshold=own.threshold, undecided_below=own.undecided_below)
         return {own.name: RecipeSettings(views={VIEW: view})}
+
+    @property
+    def models_folder(self) -> Path:
+        """Where candidates are kept."""
+        return self.review.models or self.station.store.parent / "models"
+
+    @property
+    def datasets_folder(self) -> Path:
+        """Where data set versions are."""
+        return self.review.datasets or self.station.store.parent / "datasets"
 
     @field_validator("source")
     @classmethod

@@ -36,6 +36,10 @@ from linegate_edge.reload import reload_station
 from linegate_edge.review.access.access import Access
 from linegate_edge.review.app import create_app
 from linegate_edge.review.commands import add_commands
+from linegate_edge.review.dataset_routes import add_datasets
+from linegate_edge.review.datasets import Datasets
+from linegate_edge.review.models.room import ModelRoom
+from linegate_edge.review.models.routes import add_models
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.server import HttpServer
 from linegate_edge.service_manager import ServiceManager
@@ -65,22 +69,19 @@ class Station:
         cv2.setNumThreads(1)
         self.boot_id = str(uuid4())
         topic, folder = settings.station.topic, settings.station.store
-        self.book = RecipeBook(settings)
-        inspectors = self.book.inspectors
         with contextlib.ExitStack() as undo:
             self._store = Store(folder, topic)
             undo.callback(self._store.close)
             self.reviews = Reviews(folder, settings.review)
             undo.callback(self.reviews.close)
+            self.models = ModelRoom(settings, self.reviews, lambda: self.line.workers.waiting > 0)
+            self.book = RecipeBook(settings, overrides=self.models.promotions.overrides())
             self._restore_recipe()
             self.access = Access(self.reviews.database, self.reviews.trail, settings.access)
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
             self.metrics = Metrics()
-            for inspector in inspectors:
-                manifest, digest = inspector.package.manifest, inspector.package.digest
-                self.metrics.package_info.labels(manifest.name, manifest.version, digest, inspector.provider).set(1)
-            references = ", ".join(inspector.package.reference for inspector in inspectors)
-            self.live = Live(topic, self.boot_id, references, inspectors[0].provider, note)
+            self.live = Live(topic, self.boot_id, "", "", note)
+            self._name_packages()
             self.line = Line(
                 settings,
                 self.book,
@@ -93,6 +94,7 @@ class Station:
                 plant_codes=settings.plant_codes,
                 trigger_cameras=self._trigger_cameras,
                 on_replay=lambda first, last: self.publisher.replayed(first, last),
+                shadow=self.models.shadow,
             )
             self.operate = Operate(self.line, self._store, self._set_running_cameras)
             self.dispatch = Dispatch(
@@ -136,12 +138,17 @@ class Station:
                 max_pixels=self._max_pixels,
                 max_upload_bytes=int(settings.http.max_upload_mib * 2**20),
                 ready=self.not_ready,
+                settings=settings,
                 reviews=self.reviews,
                 class_names=self._class_names,
                 access=self.access,
                 host_names=settings.http.names,
             )
             add_commands(app, self.dispatch.take)
+            self.models.open(self.book, self._name_packages)
+            add_models(app, self.models)
+            datasets = Datasets(self.reviews.database, self.reviews.trail, self._evidence, settings.datasets_folder)
+            add_datasets(app, datasets, settings.review.base)
             self.metrics.outbox_pending.set_function(self.outbox_pending)
             self.metrics.disk_free_bytes.set_function(self._free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)
@@ -201,6 +208,7 @@ class Station:
         unstored = self._stop_threads() if self._started else 0
         with self._reader_lock:
             self._reader.close()
+        self.models.close()
         self.reviews.close()
         self._store.close()
         return unstored
@@ -233,6 +241,7 @@ class Station:
             LinegateError: they cannot be used; nothing was changed.
         """
         self.book.reload(settings)
+        self._name_packages()
         self._set_running_cameras()
         self.line.health.use(settings.health)
         self.line.writer.plant_codes = settings.plant_codes
@@ -264,6 +273,15 @@ class Station:
                 manager.show(self.not_ready() or f"ready, last verdict {self._store.last_sequence}")
             manager.stopping()
             return 1 if self.stop() or died else 0
+
+    def _name_packages(self) -> None:
+        """Show which packages judge, after each change."""
+        inspectors = self.book.inspectors
+        self.metrics.package_info.clear()
+        for inspector in inspectors:
+            manifest, digest = inspector.package.manifest, inspector.package.digest
+            self.metrics.package_info.labels(manifest.name, manifest.version, digest, inspector.provider).set(1)
+        self.live.use_package(", ".join(inspector.package.reference for inspector in inspectors), inspectors[0].provider)
 
     def _restore_recipe(self) -> None:
         """Put the recipe in force that was when the station ended, where it still has it."""
@@ -316,8 +334,9 @@ class Station:
         return faults
 
     def _class_names(self) -> list[str]:
-        """Return the defect classes that the packages in service find, in their order."""
-        return list(dict.fromkeys(name for known in self.book.inspectors for name in known.package.manifest.labels[1:]))
+        """Return the plant's defect classes, then those that the packages in service find, in their order."""
+        found = (name for known in self.book.inspectors for name in known.package.manifest.labels[1:])
+        return list(dict.fromkeys([*self.settings.review.classes, *found]))
 
     def _wake_publisher(self) -> None:
         self.publisher.wake()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from linegate.errors import LinegateError
 CHECKPOINT_FILE: Final = "checkpoint.pt"
 FORMAT: Final = 1
 """Raised by one when an older checkpoint can no longer be resumed."""
+_LITTLE_BYTES: Final = 1 << 20
+"""With less room than this, a file that could not be written had too little of it."""
 
 
 def write_checkpoint(path: Path, facts: Mapping[str, object], state: Mapping[str, Any]) -> None:
@@ -28,10 +31,19 @@ def write_checkpoint(path: Path, facts: Mapping[str, object], state: Mapping[str
     Raises:
         LinegateError: it cannot be written.
     """
+    save_whole({"format": FORMAT, "facts": dict(facts), "state": dict(state)}, path, "checkpoint")
+
+
+def save_whole(content: Mapping[str, Any], path: Path, what: str) -> None:
+    """Write tensors and plain values to `path`, whole or not at all; `what` names the file to people.
+
+    Raises:
+        LinegateError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.part")  # one name, so that killed runs do not leave many
     try:
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "facts": dict(facts), "state": dict(state)}, file)
+            torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -40,9 +52,14 @@ def write_checkpoint(path: Path, facts: Mapping[str, object], state: Mapping[str
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+    except BaseException as error:
+        # torch tells a full disk as a RuntimeError of other words, so the disk itself is asked, before room is made on it.
+        full = shutil.disk_usage(path.parent).free < _LITTLE_BYTES
         temporary.unlink(missing_ok=True)
-        raise LinegateError(f"{path}: the checkpoint cannot be written: {error}") from error
+        if not isinstance(error, OSError | RuntimeError):
+            raise
+        why = "the disk is full: make room, or name another folder" if full else str(error)
+        raise LinegateError(f"{path}: the {what} cannot be written: {why}") from error
 
 
 def read_checkpoint(path: Path, facts: Mapping[str, object]) -> dict[str, Any]:

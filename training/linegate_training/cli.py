@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from linegate_training.commands import bench, calibrate, data, evaluate, export, train
+from linegate_training.commands import bench, calibrate, compare, data, evaluate, export, retrain, train
 
 
 def register(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
-    for command in (train, evaluate, calibrate, export, data, bench):
+    for command in (train, evaluate, calibrate, export, retrain, compare, data, bench):
         command.register(commands)

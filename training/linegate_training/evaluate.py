@@ -141,7 +141,7 @@ def measure(package: ModelPackage, parts: PartSet, provider: str = "auto", threa
     if not checked:
         check_sizes(samples, parts.name)
         check_masks(samples, parts.name)
-    seen = _seen_in_training(package, samples)
+    seen = seen_in_training(package, samples)
     if seen:
         said = f"{len(seen)} of {len(samples)} test images are among those the package learned from, the first {seen[0].path}"
         print(f"note: {parts.name}: {said}; the numbers flatter: measure on other parts", file=sys.stderr)
@@ -151,7 +151,7 @@ def measure(package: ModelPackage, parts: PartSet, provider: str = "auto", threa
     least = package.manifest.thresholds.detection if package.manifest.outputs.detections is not None else -np.inf
     measured: list[MeasuredPart] = []
     for index, sample in enumerate(tqdm(samples, "measuring", unit="part", disable=None)):
-        frame = _frame(sample, index)
+        frame = frame_of(sample, index)
         started = time.perf_counter()
         prediction = inspector.predict(frame)
         ms = (time.perf_counter() - started) * 1e3
@@ -260,7 +260,7 @@ def _with_all_detections(package: ModelPackage) -> ModelPackage:
     return replace(package, manifest=package.manifest.model_copy(update={"thresholds": lowered}))
 
 
-def _seen_in_training(package: ModelPackage, samples: Sequence[Sample]) -> list[Sample] | None:
+def seen_in_training(package: ModelPackage, samples: Sequence[Sample]) -> list[Sample] | None:
     """Return the samples whose bytes the package learned from or was calibrated on; None where it does not say."""
     learned = learned_digests(package)
     known = (learned or set()) | digests_of_subset(package, ("calibration",)) | recalibrated_digests(package)
@@ -268,7 +268,8 @@ def _seen_in_training(package: ModelPackage, samples: Sequence[Sample]) -> list[
     return seen if seen or learned is not None else None
 
 
-def _frame(sample: Sample, index: int) -> Frame:
+def frame_of(sample: Sample, index: int) -> Frame:
+    """Return a sample as the frame that the line would judge."""
     image, pixel_format = read_part(sample)
     return Frame(image, pixel_format, sample.name, "data set", VIEW, index, datetime.now(UTC))
 

@@ -24,6 +24,7 @@ from linegate_training.graphs import FeatureSession
 from linegate_training.models.gaussian import estimate_shrinkage
 from linegate_training.models.good_only import FeatureNet, GoodOnlyHead, Units, fit_head
 from linegate_training.models.learned_net import Guard, LearnedNet, guard_weight
+from linegate_training.progress import tell
 from linegate_training.settings import TrainSettings
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -110,6 +111,7 @@ def extract(
             statistics.append(whole.astype(np.float64))
             places.append(local[[row in wanted for row in rows]].astype(np.float16))
             progress.update(len(rows))
+            tell(rows.stop / count, f"features of {rows.stop} of {count} photographs")
     return Features(np.concatenate(statistics), np.concatenate(places), kept, owner)
 
 

@@ -25,6 +25,7 @@ from linegate.infer import boxes_to_regions
 from linegate.package import InputSpec
 from linegate_training import metrics
 from linegate_training.augment import augmenter
+from linegate_training.checkpoints import save_whole
 from linegate_training.data.parts import Sample, digest_of, sha256_of
 from linegate_training.data.splits import LearningSplit
 from linegate_training.evaluate import DETECTION_FLOOR
@@ -276,7 +277,11 @@ LEARNED_FORMAT = 2
 
 
 def write_learned(net: LearnedNet, thresholds: RegionThresholds, path: Path) -> None:
-    """Write a net to `path`: what it is built from, its weights, and where its regions begin."""
+    """Write a net to `path`: what it is built from, its weights, and where its regions begin.
+
+    Raises:
+        LinegateError: it cannot be written.
+    """
     content = {
         "format": LEARNED_FORMAT,
         "shape": net.shape.model_dump_json(),
@@ -284,7 +289,7 @@ def write_learned(net: LearnedNet, thresholds: RegionThresholds, path: Path) -> 
         "thresholds": asdict(thresholds),
         "guard": None if net.guard is None else _guard_content(net.guard),
     }
-    torch.save(content, path)
+    save_whole(content, path, "net")
 
 
 def read_learned(path: Path) -> tuple[LearnedNet, RegionThresholds]:

@@ -8,11 +8,32 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
+
+Listener = Callable[[float, str], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Let `listener` hear, while the context lasts, what share of a training is done, 0 to 1, and of what in words."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tell(share: float, text: str) -> None:
+    """Tell all that listen what share of a training is done."""
+    for listener in _listeners:
+        listener(share, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +69,7 @@ class Progress:
     def step(self, epoch: int, images: int, loss: float) -> None:
         """Count the images of one step."""
         self.images += images
+        tell(self.images / self.total, f"epoch {epoch} of {self.epochs}, {clock(self.pace().left_s)} left")
         if self.bar:
             self.tqdm.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
             self.tqdm.set_postfix_str(f"loss {loss:.4g}", refresh=False)

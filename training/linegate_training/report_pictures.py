@@ -7,6 +7,7 @@ bound to its licence, which is why a report lies in a run's folder and never in 
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from linegate.images import encode_jpeg
 from linegate.overlay import draw_overlay
-from linegate.stages import Frame, Image, PixelFormat, Prediction
-from linegate_training.data.parts import read_mask, read_part
+from linegate.stages import Decision, Frame, Image, PixelFormat, Prediction
+from linegate_training.data.parts import Sample, read_mask, read_part
 from linegate_training.evaluate import MeasuredPart
 from linegate_training.report_text import escape, number
 
@@ -36,14 +37,12 @@ def _case(part: MeasuredPart, threshold: float, map_threshold: float) -> str:
     image, pixel_format = read_part(sample)
     frame = Frame(image, pixel_format, sample.name, "data set", "test", 0, datetime.now(UTC))
     anomaly_map = part.anomaly_map.astype(np.float32)
-    # Boxes are drawn here, at the picture's final size; the overlay's labels would be too small to read.
-    prediction = Prediction(sample.name, "data set", "test", part.score, anomaly_map, part.roi_xyxy, part.frame_size_wh, ())
-    # Under the map threshold the overlay would show nothing: then the map's own range tells where the model looked.
+    prediction = Prediction(
+        sample.name, "data set", "test", part.score, anomaly_map, part.roi_xyxy, part.frame_size_wh, part.regions
+    )
     quiet = float(anomaly_map.max()) < map_threshold
-    seen = _fitted(draw_overlay(frame, prediction, part.decision, None if quiet else map_threshold))
-    _boxes(seen, [region.box_xyxy for region in part.regions], part.frame_size_wh, _FOUND)
-    photograph = _fitted(_rgb(image, pixel_format))
-    _draw_truth(photograph, part)
+    seen = draw_seen(frame, prediction, part.decision, map_threshold)
+    photograph = draw_photograph(frame, sample)
     words = f"{sample.label}, score {number(part.score)} against a threshold of {number(threshold)}, {part.decision.value}"
     words += f", called {part.predicted}" if part.predicted is not None else ""
     words += "; no place reached the map threshold, colours span the map's own range" if quiet else ""
@@ -53,6 +52,24 @@ def _case(part: MeasuredPart, threshold: float, map_threshold: float) -> str:
         f'<figure class="case"><div class="pair">{pictures}</div>'
         f"<figcaption><strong>{escape(sample.name)}</strong><br>{escape(words)}</figcaption></figure>"
     )
+
+
+def draw_photograph(frame: Frame, sample: Sample) -> Image:
+    """Return the photograph, RGB (H, W, 3), with its true defect outlined where it is known."""
+    photograph = _fitted(_rgb(frame.image, frame.pixel_format))
+    _draw_truth(photograph, sample, frame.size_wh)
+    return photograph
+
+
+def draw_seen(frame: Frame, prediction: Prediction, decision: Decision, map_threshold: float) -> Image:
+    """Return what a model saw, RGB (H, W, 3): heat map, boxes of regions, and a frame in the decision's colour."""
+    # Under the map threshold the overlay would show nothing: then the map's own range tells where the model looked.
+    quiet = float(prediction.anomaly_map.max()) < map_threshold
+    # Boxes are drawn at the picture's final size; the overlay's labels would be too small to read.
+    bare = replace(prediction, regions=())
+    seen = _fitted(draw_overlay(frame, bare, decision, None if quiet else map_threshold))
+    _boxes(seen, [region.box_xyxy for region in prediction.regions], prediction.frame_size_wh, _FOUND)
+    return seen
 
 
 def _rgb(image: Image, pixel_format: PixelFormat) -> Image:
@@ -70,14 +87,14 @@ def _fitted(picture: Image) -> Image:
     return np.ascontiguousarray(drawn, np.uint8)
 
 
-def _draw_truth(picture: Image, part: MeasuredPart) -> None:
-    if part.sample.mask is not None:
-        mask = read_mask(part.sample, part.frame_size_wh).astype(np.uint8)
+def _draw_truth(picture: Image, sample: Sample, size_wh: tuple[int, int]) -> None:
+    if sample.mask is not None:
+        mask = read_mask(sample, size_wh).astype(np.uint8)
         # Area average and a low limit: a defect a pixel wide does not vanish.
         small = cv2.resize(mask * 255, (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_AREA)
         outlines, _ = cv2.findContours((small > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, _TRUTH, 2, cv2.LINE_8)
-    _boxes(picture, [box.xyxy for box in part.sample.boxes], part.frame_size_wh, _TRUTH)
+    _boxes(picture, [box.xyxy for box in sample.boxes], size_wh, _TRUTH)
 
 
 def _boxes(

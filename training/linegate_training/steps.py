@@ -24,8 +24,11 @@ from linegate_training.processes import World, share_gradients
 Batch: TypeAlias = dict[str, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor | Mapping[str, Tensor]]
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-"""What torch's allocators say, of the CPU and of GPUs, where they raise no OutOfMemoryError."""
+OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc",
+    "could not create a primitive",
+)  # fmt: skip
+"""What torch's allocators, and oneDNN's, say of the CPU and of GPUs, where they raise no OutOfMemoryError."""
 
 
 class NotFiniteError(Exception):

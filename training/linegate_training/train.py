@@ -44,6 +44,7 @@ from linegate_training.learn_settings import LearnSettings
 from linegate_training.models.good_only import MAP_SCALE, FeatureNet, GoodOnlyNet
 from linegate_training.packaging import Naming, Trained, choose_precision, pack, proved, say
 from linegate_training.processes import world
+from linegate_training.progress import tell
 from linegate_training.quantise import CALIBRATION_FRAMES, quantise, to_half
 from linegate_training.risk import Costs
 from linegate_training.settings import STRIDE_PX, TrainSettings
@@ -65,6 +66,8 @@ ESCAPE_RATE = 0.01
 PROMISE_PARTS = 299
 """Good parts that a promise of 1 % with 95 % confidence takes."""
 
+LEARNED = "learned; proving and measuring the package"
+"""What those who listen are told when there is nothing more to learn."""
 _LOGIT = "logit of being defective: 0 is even odds"
 _FRESH = "calibrate on fresh parts (`linegate calibrate`) for an exact promise."
 _ALSO_VALIDATED = f"About, for some of these parts also chose among the weights: {_FRESH}"
@@ -118,6 +121,7 @@ def train(
         return None
     if settings.precision == "fp16":
         result = replace(result, model=to_half(result.model), precision="fp16")
+    tell(1.0, LEARNED)
     return pack(result, parts, spec, settings, naming, out, run_dir)
 
 

@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from linegate import __version__
@@ -41,17 +42,18 @@ from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
 from linegate_edge.review.part_routes import add_parts
+from linegate_edge.review.quality.routes import add_quality
 from linegate_edge.review.queue_routes import add_queue
-from linegate_edge.review.records import VerdictQuery, add_verdict_pages
+from linegate_edge.review.records import add_verdict_pages
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.static import add_pages
+from linegate_edge.settings import StationSettings
 from linegate_edge.store import StoreReader
 
 _STATE_EVERY_S: Final = 0.1
 _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
-_FIELDS: Final = {"/verdicts": tuple(VerdictQuery.model_fields), "/frames": tuple(FrameFields.model_fields)}
 _SHOWN_ERRORS: Final = 3
 _SECRETS: Final = frozenset({"password", "current", "new"})  # an answer may be logged
 _CHUNK_BYTES: Final = 256 * 1024
@@ -74,17 +76,19 @@ def create_app(
     max_pixels: int,
     max_upload_bytes: int,
     ready: Callable[[], str | None],
+    settings: StationSettings,
     reviews: Reviews,
-    access: Access,
     class_names: Callable[[], list[str]] = list,
+    access: Access,
     host_names: Collection[str] = (),
     wait_s: float = 10.0,
 ) -> FastAPI:
     """Return the HTTP application of a station.
 
     `ready` says in one line why the station is not ready, or None; `host_names` are names under which browsers reach it
-    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask
-    for what. Setting the event `app.state.stopping` ends the event streams and turns new frames away.
+    beside its addresses; `wait_s` is how long `POST /frames` waits for a verdict; `access` decides who may ask for what,
+    `reviews` keeps what people do. Setting the event
+    `app.state.stopping` ends the event streams and turns new frames away.
     """
     stopping = threading.Event()
     intake = FrameIntake(line, live.boot_id, stopping, max_pixels=max_pixels, max_upload_bytes=max_upload_bytes, wait_s=wait_s)
@@ -104,6 +108,7 @@ def create_app(
     _add_health(app, line, metrics, ready)
     add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
     add_queue(app, reviews.database, reviews.trail, evidence, class_names)
+    add_quality(app, reviews.database, settings)
     add_pages(app)
     describe_access(app)
     return app
@@ -285,7 +290,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        known = _FIELDS.get(request.url.path, ())
+        known = _parameters(request)
         details = error.errors()
         more = f"; and {len(details) - _SHOWN_ERRORS} more" if len(details) > _SHOWN_ERRORS else ""
         return answer(422, "; ".join(_describe(detail, known) for detail in details[:_SHOWN_ERRORS]) + more)
@@ -296,6 +301,16 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(LinegateError, on_linegate_error)
+
+
+def _parameters(request: Request) -> list[str]:
+    """Return the names of the parameters that the route of a request knows."""
+    names: list[str] = []
+    for field in request.scope["route"].dependant.query_params:
+        kind = field.field_info.annotation
+        is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+        names += kind.model_fields if is_model else [field.alias]
+    return names
 
 
 def _describe(detail: dict[str, Any], known: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from linegate_edge.message import VerdictMessage
 from linegate_edge.review.decisions import Disposition
 
 MAX_REGIONS = 500
-ClassName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f/\\]{1,64}$")]
 VerdictId = Annotated[str, Field(min_length=1, max_length=64)]
 ViewName = Annotated[str, Field(min_length=1, max_length=128)]
 Number = Annotated[int, Field(ge=1, le=2**62)]

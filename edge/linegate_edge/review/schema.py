@@ -130,36 +130,68 @@ MIGRATIONS: Final = (
     ) WITHOUT ROWID;
     CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
+    CREATE TABLE model (
+        digest TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        version TEXT NOT NULL,
+        imported_by TEXT NOT NULL,
+        imported_at TEXT NOT NULL,
+        source TEXT NOT NULL,
+        trained_by TEXT
+    ) WITHOUT ROWID;
     CREATE TABLE shadow (
-        sequence INTEGER NOT NULL,
-        package_digest TEXT NOT NULL,
+        number INTEGER PRIMARY KEY,
+        verdict_id TEXT NOT NULL,
+        serial TEXT NOT NULL,
+        recipe TEXT NOT NULL,
         view TEXT NOT NULL,
+        champion_digest TEXT NOT NULL,
+        champion_decision TEXT NOT NULL,
+        champion_score REAL,
+        package_digest TEXT NOT NULL,
         decision TEXT NOT NULL,
         score REAL,
         threshold REAL,
+        error TEXT,
         duration_ms REAL NOT NULL,
+        at TEXT NOT NULL
+    );
+    CREATE INDEX shadow_by_package ON shadow (package_digest, decision, champion_decision);
+    CREATE INDEX shadow_that_differs ON shadow (package_digest, number) WHERE decision <> champion_decision;
+    CREATE TABLE shadow_place (
+        recipe TEXT NOT NULL,
+        view TEXT NOT NULL,
+        package_digest TEXT NOT NULL REFERENCES model (digest),
+        by TEXT NOT NULL,
         at TEXT NOT NULL,
-        PRIMARY KEY (package_digest, sequence, view)
+        PRIMARY KEY (recipe, view)
     ) WITHOUT ROWID;
     CREATE TABLE approval (
         number INTEGER PRIMARY KEY,
-        package_digest TEXT NOT NULL,
+        package_digest TEXT NOT NULL REFERENCES model (digest),
         by TEXT NOT NULL,
         at TEXT NOT NULL,
         comment TEXT NOT NULL,
+        comparison TEXT NOT NULL,
         withdrawn_at TEXT
     );
+    CREATE UNIQUE INDEX approval_once ON approval (package_digest, by) WHERE withdrawn_at IS NULL;
     CREATE TABLE promotion (
         number INTEGER PRIMARY KEY,
         recipe TEXT NOT NULL,
         view TEXT NOT NULL,
-        package_digest TEXT,
+        package_digest TEXT NOT NULL,
         package TEXT NOT NULL,
-        path TEXT,
-        previous INTEGER REFERENCES promotion (number),
+        place TEXT NOT NULL,
+        configured TEXT NOT NULL,
+        former_digest TEXT NOT NULL,
+        former_package TEXT NOT NULL,
+        former_place TEXT NOT NULL,
         by TEXT NOT NULL,
         at TEXT NOT NULL,
-        rolls_back INTEGER REFERENCES promotion (number)
+        override_reason TEXT,
+        rolls_back INTEGER UNIQUE REFERENCES promotion (number)
     );
+    CREATE INDEX promotion_by_view ON promotion (recipe, view, number);
     """,
 )

@@ -24,7 +24,7 @@ def register(commands: Any) -> None:
         "test/good and test/<class> (and, to measure maps, ground_truth/<class>/<stem>_mask.png), or a known data set.",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="the model package, folder or zip")
-    parser.add_argument("data", metavar="DATA", help="a folder in the MVTec AD layout, or a known data set")
+    parser.add_argument("data", metavar="DATA", help="a folder in the MVTec AD layout, a data set version, or a known set")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with curves, pictures and tables too")
     parser.add_argument("--supervised", action="store_true", help="by the supervised split of a known data set")

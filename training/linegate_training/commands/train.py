@@ -30,7 +30,7 @@ def register(commands: Any) -> None:
         "and if you have them train/<class> to learn from, test/<class> to measure on and "
         "ground_truth/<class>/<stem>_mask.png for either; or the name of a known data set (linegate data list).",
     )
-    parser.add_argument("data", metavar="DATA", help="a folder in the MVTec AD layout, or a known data set")
+    parser.add_argument("data", metavar="DATA", help="a folder in the MVTec AD layout, a data set version, or a known set")
     parser.add_argument("--out", required=True, type=Path, metavar="PACKAGE", help="where to write the package, a folder")
     parser.add_argument("--name", help="the package's name: a-z, 0-9, '_', '.', '-' (default: the name of --out)")
     parser.add_argument("--version", default="1.0.0", help="its semantic version (default: %(default)s)")
@@ -80,7 +80,7 @@ def _train(arguments: argparse.Namespace) -> int:
         "roi_xyxy": None if arguments.roi is None else _roi(arguments.roi),
     }
     given = {key: value for key, value in values.items() if value is not None}
-    filed = {} if arguments.settings is None else _toml(arguments.settings)
+    filed = {} if arguments.settings is None else read_toml(arguments.settings)
     where = "linegate train" if arguments.settings is None else f"linegate train, {arguments.settings}"
     settings = parse(filed | given, load("settings").TrainSettings, where)
     _refuse_unprintable("DATA", arguments.data)
@@ -117,7 +117,12 @@ def package_name(arguments: argparse.Namespace) -> str:
     return name
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a settings file holds.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

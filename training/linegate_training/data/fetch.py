@@ -20,11 +20,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from linegate.dataset_version import is_version
 from linegate.errors import DataError
 from linegate_training.data.folder import read_folder
 from linegate_training.data.layouts import read_boxes_layout, read_elpv, read_elpv_supervised, read_folds, with_items
 from linegate_training.data.manifest import DownloadSource, KnownSet, PypiSource, known_set, known_sets
 from linegate_training.data.parts import PartSet, Sample, digest_of, sha256_of
+from linegate_training.data.versions import read_version
 
 ROOT_VARIABLE = "LINEGATE_DATA"
 TIMEOUT_S = 30.0
@@ -34,7 +36,7 @@ FOLDS_FILE = "folds.csv"
 def open_parts(
     data: str, root: Path | None = None, fold: int | None = None, to_learn: bool = True, supervised: bool = False
 ) -> PartSet:
-    """Return the data set `data`: a folder in the MVTec AD layout, or the name of a known one.
+    """Return the data set `data`: a folder in the MVTec AD layout, a data set version, or the name of a known one.
 
     Not `to_learn`, a folder need have nothing but test parts. `supervised`, known sets give defective parts to learn from
     too, by a split of their own, and a folder with folds.csv at its top is read by fold where one is named.
@@ -42,6 +44,8 @@ def open_parts(
     Raises:
         DataError: it is neither, no copy of it is here, or it is damaged.
     """
+    if is_version(Path(data)):
+        return read_version(Path(data), to_learn)
     # A fetched copy may lie right here under its own name and in its own layout.
     laid_out = any((Path(data) / part).is_dir() for part in ("train", "test"))
     if laid_out or (Path(data).is_dir() and data not in known_sets()):

@@ -1,8 +1,8 @@
 """A folder → the parts that a package may be calibrated on.
 
 Rules kept here: `calibration/` where there is one, else `train/` less what the package has learned from, else the folder
-itself, with `good/` and `<class>/` or images that are all good; never `test/`, which is to stay untouched; every picture
-counts once, for a promise is about different parts.
+itself, with `good/` and `<class>/` or images that are all good; of a data set version its train split; never `test/` or the
+frozen test set, which are to stay untouched; every picture counts once, for a promise is about different parts.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from linegate.dataset_version import is_version
 from linegate.errors import DataError
 from linegate.images import IMAGE_SUFFIXES
 from linegate.package import ModelPackage
 from linegate_training.data.folder import PARTS
 from linegate_training.data.parts import GOOD, UNCERTAIN, Sample, check_sizes, digest_of, sha256_of
 from linegate_training.data.seen import digests_of_subset, learned_digests
+from linegate_training.data.versions import read_version
 
 LAYOUT = "calibration/good and calibration/<defect class>, or good/ and <defect class>/, or images of good parts alone"
 _MEANT_GOOD = ("good", "ok", "okay", "normal", "pass")
@@ -54,8 +56,13 @@ def read_held_out(root: Path, package: ModelPackage) -> HeldOut:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: name one that holds {LAYOUT}")
     learned = learned_digests(package)
-    base = _base(root, learned is not None)
-    read = _samples(base, root)
+    if is_version(root):
+        # Its frozen test set stays untouched, as test/ does.
+        base, read = root, [sample for sample in read_version(root).samples if sample.subset == "train"]
+        read = [sample for sample in read if sample.label != UNCERTAIN]
+    else:
+        base = _base(root, learned is not None)
+        read = _samples(base, root)
     kept: dict[str, Sample] = {}
     repeated = 0
     left_out: list[Sample] = []

@@ -31,6 +31,7 @@ let grid = false;
 let decidedCount = 0;
 let startedAt = null;
 let shownKey = "";
+let waiting = 0;
 const undoable = [];
 
 function readerOfThisTab() {
@@ -83,7 +84,17 @@ async function restart() {
 }
 
 function showWaiting(count) {
+  waiting = count;
   element("waiting").textContent = count >= 10_000 ? "10,000+" : String(count);
+}
+
+/** Why there is nothing to decide: nothing waits, or others have it before them. */
+function tellEmpty() {
+  const others = waiting > 0 && items.every((item) => item.done !== null);
+  element("empty-title").textContent = others ? "Others are at it." : "Nothing waits.";
+  element("empty-hint").textContent = others
+    ? `${waiting} ${waiting === 1 ? "part waits" : "parts wait"}, and other people have them before them, or the filters above leave them out.`
+    : "New rejects appear here by themselves.";
 }
 
 /** Fetch and decode a part, once. */
@@ -125,8 +136,10 @@ function ahead() {
 // -- showing ----------------------------------------------------------------------------------------------------------
 
 function show() {
+  if (grid) return;
   const item = items[at];
   element("empty").hidden = item !== undefined;
+  tellEmpty();
   element("desk").hidden = item === undefined;
   for (const id of ["confirm", "false-reject", "escape", "limit-sample"]) element(id).disabled = item === undefined || !me.permissions.includes("review");
   element("undo").disabled = undoable.length === 0;
@@ -259,7 +272,7 @@ async function send(item, body, masked, name) {
     if (mask !== null) body.masks = [{ view: name, png: mask }];
     const answer = await api("POST", `/api/v1/parts/${item.row.verdict_id}/decision`, body);
     item.row.decision_number = answer.number;
-    element("waiting").textContent = /^\d+$/.test(element("waiting").textContent) ? String(Math.max(0, Number(element("waiting").textContent) - 1)) : element("waiting").textContent;
+    if (waiting < 10_000) showWaiting(Math.max(0, waiting - 1));
   } catch (error) {
     item.done = null;
     decidedCount -= 1;
@@ -298,6 +311,12 @@ async function undo() {
 }
 
 function go(steps) {
+  if (grid) {
+    const tiles = [...element("tiles").children];
+    const focused = tiles.indexOf(document.activeElement);
+    tiles[Math.min(tiles.length - 1, Math.max(0, focused + steps))]?.focus();
+    return;
+  }
   at = Math.min(items.length, Math.max(0, at + steps));
   show();
 }
@@ -321,6 +340,7 @@ async function showGrid() {
   if (!ended && items.filter((item) => item.done === null).length < GRID) await more();
   const open_ = items.filter((item) => item.done === null).slice(0, GRID);
   element("empty").hidden = open_.length > 0;
+  tellEmpty();
   await Promise.all(open_.map((item) => (item.detail === null ? api("GET", `/api/v1/parts/${item.row.verdict_id}`).then((detail) => (item.detail = detail)) : null)));
   const tiles = open_.map((item) => {
     const look = item.detail.looks.find((one) => one.view === item.row.view) ?? item.detail.looks[0];
