@@ -193,6 +193,20 @@ def test_a_change_of_the_user_ends_all_sessions(station: Station, anna: httpx.Cl
     assert anna.get("/api/v1/parts").status_code == 401
 
 
+@pytest.mark.parametrize(
+    "change", [{}, {"role": "ml", "disabled": True}, {"role": "king"}, {"disabled": "maybe"}, {"name": "eve"}]
+)
+def test_a_change_that_is_none_or_two_leaves_everything_as_it_was(
+    station: Station, anna: httpx.Client, change: dict[str, Any]
+) -> None:
+    with signed_in(station, "root", "admin") as root:
+        before = station.reviews.trail.head()
+        response = root.patch("/api/v1/users/anna", json=change)
+        assert (response.status_code, list(response.json())) == (422, ["error"])
+        assert station.reviews.trail.head() == before
+    assert anna.get("/api/v1/parts").status_code == 200
+
+
 def test_an_own_new_password_ends_the_other_sessions_and_keeps_this_one(station: Station, anna: httpx.Client) -> None:
     with signed_in(station, "anna") as other:
         answer = anna.post("/api/v1/password", json={"current": "not the password", "new": NEW})
