@@ -166,6 +166,13 @@ def test_pages_lead_to_the_login_and_back_and_the_api_says_one_line(station: Sta
     assert list(response.json()) == ["error"]
 
 
+def test_a_page_that_a_role_may_not_see_says_so_as_a_page(station: Station) -> None:
+    with signed_in(station, "oskar", "operator") as oskar:
+        response = oskar.get("/queue", headers=NETWORK)
+    assert (response.status_code, response.headers["content-type"]) == (403, "text/html; charset=utf-8")
+    assert "needs &#x27;review&#x27;" in response.text
+
+
 def test_what_a_role_may_not_is_one_line_and_one_line_of_the_trail(station: Station) -> None:
     before = station.reviews.trail.head()[0]
     with signed_in(station, "olga", "operator") as olga:

@@ -81,7 +81,7 @@ class NewUser(_Closed):
 
 
 class UserChange(_Closed):
-    """What to change of a user; what is left out stays."""
+    """What to change of a user, one thing at a time."""
 
     role: PersonRole | None = None
     disabled: bool | None = None

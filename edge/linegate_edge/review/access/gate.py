@@ -29,6 +29,7 @@ from linegate_edge.review.access.client import COOKIE, Client, cookies_of, read_
 from linegate_edge.review.access.policy import Asked, find, is_page
 from linegate_edge.review.access.roles import LOOPBACK, NOBODY, ROLES, Permission
 from linegate_edge.review.access.sessions import Session
+from linegate_edge.review.access.small_page import small_page
 from linegate_edge.review.audit import NOBODY as NOBODY_AT_ALL
 from linegate_edge.review.audit import Actor
 
@@ -76,6 +77,8 @@ class Gate:
         except AccessError as error:
             if error.status == 401 and is_page(asked.address):
                 await _to_login(send, scope)
+            elif error.status == 403 and is_page(asked.address):
+                await _answer_page(send, error.status, str(error))
             else:
                 await _answer(send, error.status, str(error), _after(error, headers))
             return
@@ -205,6 +208,13 @@ def _after(error: AccessError, headers: Headers) -> dict[str, str]:
         return {}
     forget = {"set-cookie": f"{COOKIE}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict"} if cookies_of(headers, COOKIE) else {}
     return {"www-authenticate": "Bearer", **forget}
+
+
+async def _answer_page(send: Send, status: int, text: str) -> None:
+    body = small_page(text, {"/": "Live page", "/login": "Log in as somebody else"}).encode()
+    headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _answer(send: Send, status: int, text: str, more: Mapping[str, str] | None = None) -> None:

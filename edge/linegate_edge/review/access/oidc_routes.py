@@ -6,7 +6,6 @@ travel with a redirect that began at another; what went wrong is told in one lin
 
 from __future__ import annotations
 
-import html
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
@@ -18,6 +17,7 @@ from linegate_edge.review.access.client import Client, cookies_of
 from linegate_edge.review.access.next_path import checked_next
 from linegate_edge.review.access.oidc import Provider
 from linegate_edge.review.access.routes import first_cookie, set_session_cookie
+from linegate_edge.review.access.small_page import small_page
 from linegate_edge.review.answers import ErrorAnswer
 from linegate_edge.review.audit import NOBODY as NOBODY_AT_ALL
 
@@ -84,9 +84,7 @@ def add_oidc(app: FastAPI, access: Access) -> None:
             )
         except AccessError as refusal:
             return _refuse(request, access, refusal)
-        response = HTMLResponse(
-            _page("Logged in", f'<meta http-equiv="refresh" content="0; url={html.escape(next_path)}">', next_path)
-        )
+        response = HTMLResponse(small_page("Logged in", {next_path: "Go on"}, then=next_path))
         set_session_cookie(response, access, client, secret)
         response.delete_cookie(_COOKIE, path=_PATH, httponly=True, samesite="lax")
         return response
@@ -106,12 +104,4 @@ def _refuse(request: Request, access: Access, error: AccessError) -> Response:
     access.note(NOBODY_AT_ALL, "login.failed", "identity provider", request.state.client.address, str(error))
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": str(error)}, error.status)
-    return HTMLResponse(_page(str(error), "", "/login"), error.status)
-
-
-def _page(text: str, head: str, link: str) -> str:
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        f'<title>Linegate</title><link rel="stylesheet" href="/assets/shell.css">{head}</head>'
-        f'<body><main id="main"><p>{html.escape(text)}</p><p><a href="{html.escape(link)}">Go on</a></p></main></body></html>'
-    )
+    return HTMLResponse(small_page(str(error), {"/login": "Go on"}), error.status)

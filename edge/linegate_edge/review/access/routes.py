@@ -216,9 +216,12 @@ def _add_users(app: FastAPI, access: Access) -> None:
     def patch_user(request: Request, name: str, change: answers.UserChange) -> answers.ChangedUser:
         """Change role, or whether somebody may come in; give a one-time password; end all sessions.
 
-        Each of them ends the user's sessions. One admin always remains.
+        One of them at a time, so that it is done or not done; each ends the user's sessions. One admin always remains.
         """
         actor, made = request.state.actor, None
+        asked = (change.role is not None, change.disabled is not None, change.reset_password, change.end_sessions)
+        if sum(asked) != 1:
+            raise AccessError(f"one change at a time: role, disabled, reset_password or end_sessions, got {sum(asked)}")
         name = plain_name(name)
         if change.role is not None:
             access.users.change_role(actor, name, change.role)
