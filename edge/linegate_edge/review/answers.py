@@ -6,12 +6,15 @@ MQTT.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from linegate.stages import Decision, Reason
 from linegate_edge.message import VerdictMessage
+
+ERROR_SCHEMA: Final = "#/components/schemas/ErrorAnswer"
+"""Where the document has `ErrorAnswer`, for what FastAPI does not write itself."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -55,6 +55,7 @@ _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
 _SHOWN_ERRORS: Final = 3
+_UNREADABLE: Final = "There was an error parsing the body"  # FastAPI's words for bytes that are no text
 _SECRETS: Final = frozenset({"password", "current", "new"})  # an answer may be logged
 _CHUNK_BYTES: Final = 256 * 1024
 Responses = dict[int | str, dict[str, Any]]
@@ -284,6 +285,8 @@ def _add_error_handlers(app: FastAPI) -> None:
             text = f"nothing here at {request.url.path[:128]}: see /openapi.json"
         elif error.status_code == 405:
             text = f"{request.method} is not possible at {request.url.path[:128]}: see /openapi.json"
+        elif error.status_code == 400 and text == _UNREADABLE:
+            text = "the body cannot be read: send JSON in UTF-8"
         response = answer(error.status_code, text)
         response.headers.update(error.headers or {})
         return response

@@ -18,7 +18,7 @@ from linegate_edge.review.access.next_path import checked_next
 from linegate_edge.review.access.oidc import Provider
 from linegate_edge.review.access.routes import first_cookie, set_session_cookie
 from linegate_edge.review.access.small_page import small_page
-from linegate_edge.review.answers import ErrorAnswer
+from linegate_edge.review.answers import ERROR_SCHEMA
 from linegate_edge.review.audit import NOBODY as NOBODY_AT_ALL
 
 _COOKIE: Final = "linegate_oidc"
@@ -28,7 +28,11 @@ _Text = Annotated[str | None, Query(max_length=4096)]
 
 def add_oidc(app: FastAPI, access: Access) -> None:
     """Add the two routes; without a provider in the settings they answer 404."""
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (401, 403, 404, 422, 429, 502, 503)}
+    # A browser gets a page, a program one line of JSON.
+    error = {"text/html": {"schema": {"type": "string"}}, "application/json": {"schema": {"$ref": ERROR_SCHEMA}}}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": "No login", "content": error} for status in (401, 403, 404, 422, 429, 502, 503)
+    }
 
     @app.get(
         f"{_PATH}/start",

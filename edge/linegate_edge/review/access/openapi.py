@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from linegate_edge.review.access.client import COOKIE
 from linegate_edge.review.access.policy import ROUTES
 from linegate_edge.review.access.roles import LOOPBACK, Permission
+from linegate_edge.review.answers import ERROR_SCHEMA
 
 _SCHEMES: Final = {
     "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "Changes need X-CSRF-Token as well."},
@@ -22,7 +23,8 @@ _REFUSALS: Final = {
     "403": "The role may not, or the X-CSRF-Token is missing",
     "421": "The Host is no name of this station",
 }
-_ERROR: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+_OF_BODIES: Final = {"400": "The body cannot be read", "413": "The body is too large"}
+_ERROR: Final = {"application/json": {"schema": {"$ref": ERROR_SCHEMA}}}
 
 
 def describe_access(app: FastAPI) -> None:
@@ -46,6 +48,9 @@ def _describe(operation: dict[str, Any], permission: Permission | None) -> None:
     responses = operation["responses"]
     for status, text in _REFUSALS.items():
         if status == "421" or permission is not Permission.PUBLIC:
+            responses.setdefault(status, {"description": text, "content": _ERROR})
+    if "requestBody" in operation:
+        for status, text in _OF_BODIES.items():
             responses.setdefault(status, {"description": text, "content": _ERROR})
     if permission is None:
         return
