@@ -152,9 +152,8 @@ def test_the_next_parts_are_there_before_they_are_asked_for(open_page: OpenPage)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     shown(page, "part-00000")
-    page.wait_for_function(
-        "performance.getEntriesByType('resource').filter((one) => one.name.includes('/evidence/')).length >= 5"
-    )
+    fetched = "performance.getEntriesByType('resource').filter((one) => one.name.includes('/evidence/')).length"
+    wait_until(lambda: page.evaluate(fetched) >= 5, what="the pictures of the parts ahead")
     asked.clear()
     page.keyboard.press("ArrowRight")
     shown(page, "part-00010")
