@@ -113,7 +113,7 @@ def test_a_route_answers_as_it_is_described(served: Served, method: str, address
     session = requests.Session()
     headers = dict(served.token)
     if ROUTES[method, address] is Permission.SELF:  # about the session of a browser, which a token has not
-        client = signed_in(served.station, role="admin")
+        client = signed_in(served.station, "otto", "admin")  # nobody the other routes know
         headers = {name: client.headers[name] for name in ("User-Agent", "X-CSRF-Token")}
         session.cookies.update(dict(client.cookies))
         client.close()

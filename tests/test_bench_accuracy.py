@@ -400,7 +400,7 @@ def test_each_room_adds_to_bench_with_or_without_the_other(rooms: tuple[Any, ...
     commands = argparse.ArgumentParser().add_subparsers()
     for room in rooms:
         room.register(commands)
-    names = {edge_cli: {"line", "latency", "memory", "store", "loop"}, bench: {"accuracy"}}
+    names = {edge_cli: {"line", "latency", "memory", "store", "loop", "review"}, bench: {"accuracy"}}
     assert set(bench_commands(commands).choices) == set().union(*(names[room] for room in rooms))
 
 

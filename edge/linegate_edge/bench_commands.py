@@ -1,4 +1,4 @@
-"""`linegate bench line`, `latency`, `memory`, `store` and `loop`: their options.
+"""`linegate bench line`, `latency`, `memory`, `store`, `loop` and `review`: their options.
 
 Rules kept here: nothing heavy is imported before a command is chosen.
 """
@@ -68,6 +68,17 @@ def register_benchmarks(commands: Any) -> None:
     loop.add_argument("--seed", type=int, default=0, help="which tiles come along the line (default: 0)")
     loop.add_argument("--json", action="store_true", help="print one JSON object")
     loop.set_defaults(run=_loop)
+    review = bench_commands(commands).add_parser(
+        "review",
+        help="the review: from key to picture, questions to many parts, what it takes from the line",
+        description="Measure a decision's way to the next picture, questions to many parts, and the line while people review.",
+    )
+    review.add_argument("--model", type=Path, metavar="PACKAGE", help="the model package (default: that of the demo)")
+    review.add_argument("--parts", type=count, default=1_000_000, metavar="N", help="parts stored (default: 1000000)")
+    review.add_argument("--only", choices=["page", "questions", "line"], help="measure this alone (default: all three)")
+    review.add_argument("--folder", type=Path, metavar="DIR", help="where stores are made (default: that of temporary files)")
+    review.add_argument("--json", action="store_true", help="print one JSON object in the last line")
+    review.set_defaults(run=_review)
 
 
 def _add_load(parser: argparse.ArgumentParser, *, parts: int) -> None:
@@ -131,4 +142,17 @@ def _loop(arguments: argparse.Namespace) -> int:
         work=arguments.work,
         as_json=arguments.json,
         seed=arguments.seed,
+    )
+
+
+def _review(arguments: argparse.Namespace) -> int:
+    from linegate_edge.bench_review import run_bench_review
+
+    log_to_stderr(logging.WARNING)
+    return run_bench_review(
+        package=arguments.model,
+        parts=arguments.parts,
+        only=arguments.only,
+        folder=arguments.folder,
+        as_json=arguments.json,
     )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,7 +43,7 @@ _BATCH: Final = 20_000
 _FILL_CACHE_KIB: Final = 512 * 1024
 _SAMPLES: Final = 200
 _PAGE: Final = 100
-_FAIL_EVERY: Final = 20
+FAIL_EVERY: Final = 20
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _PACE: Final = timedelta(milliseconds=500)
 _WHAT: Final = {
@@ -85,8 +86,15 @@ def serial_of(number: int) -> str:
 
 
 def _new(number: int) -> NewVerdict:
-    failed = number % _FAIL_EVERY == 0
-    decided = _START + number * _PACE
+    return new_verdict(number, _START + number * _PACE)
+
+
+def new_verdict(number: int, decided: datetime, words: Mapping[str, str] = MappingProxyType({})) -> NewVerdict:
+    """Return the verdict of a part as the station would write it; `words` are put for others in its message.
+
+    One in twenty failed, by its number.
+    """
+    failed = number % FAIL_EVERY == 0
     verdict_id = str(UUID(bytes=hashlib.blake2b(number.to_bytes(8), digest_size=16).digest()))
     before, between, after = _FAILED if failed else _PASSED
     stamp = decided.isoformat().replace("+00:00", "Z")
@@ -94,6 +102,8 @@ def _new(number: int) -> NewVerdict:
     def message(sequence: int) -> str:
         # Filled in as text: a message built anew would take longer than the row that is measured.
         part = after.replace(_SERIAL, serial_of(number)).replace(_TIME, stamp)
+        for word, other in words.items():
+            part = part.replace(word, other)
         return f"{before}{verdict_id}{between}{sequence}{part}"
 
     decision = Decision.FAIL if failed else Decision.PASS

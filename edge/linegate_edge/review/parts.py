@@ -6,6 +6,7 @@ than a thousand; values are bound, never written into the SQL. Deciding is left 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ COLUMNS: Final = (
     "reason, view, score, threshold, queued, disposition, decided_class, decision_number"
 )
 _NAMES: Final = tuple(name.strip() for name in COLUMNS.split(","))
+_VERDICT_ID: Final = _NAMES.index("verdict_id")
 _REFERENCES: Final = 400
 Kind = Literal["fail", "undecided", "close", "audit"]
 
@@ -114,17 +116,32 @@ def waiting(
     """Return up to `limit` parts that wait for a decision, those after (or before) a sequence number, but for some."""
     terms = ["queued IS NOT NULL", "disposition IS NULL"]
     values: list[Any] = []
+    # The class chooses most; a plus takes the others out of SQLite's hands.
+    leading = "defect_class" if defect_class is not None else "queued"
     for name, value in (("queued", kind), ("defect_class", defect_class), ("recipe", recipe)):
         if value is not None:
-            terms.append(f"+{name} = ?")
+            terms.append(f"{name if name == leading else '+' + name} = ?")
             values.append(value)
+    index = "part_waiting"
+    if defect_class is not None:
+        terms.append("defect_class IS NOT NULL")
+        index = "part_waiting_by_class"
+    elif kind is not None:
+        index = "part_waiting_by_kind"
     if after is not None:
         terms.append("sequence > ?" if oldest_first else "sequence < ?")
         values.append(after)
     order = "ASC" if oldest_first else "DESC"
-    sql = f"SELECT {COLUMNS} FROM part INDEXED BY part_waiting WHERE {' AND '.join(terms)} ORDER BY sequence {order} LIMIT ?"
-    rows = (_named(row) for row in db.execute(sql, (*values, limit + len(without))))
-    return [row for row in rows if row["verdict_id"] not in without][:limit]
+    sql = f"SELECT {COLUMNS} FROM part INDEXED BY {index} WHERE {' AND '.join(terms)} ORDER BY sequence {order} LIMIT ?"
+    found: list[dict[str, Any]] = []
+    # Closed before its end, or the connection would go on reading the past.
+    with contextlib.closing(db.execute(sql, (*values, limit + len(without)))) as rows:
+        for row in rows:
+            if row[_VERDICT_ID] not in without:
+                found.append(_named(row))
+                if len(found) == limit:
+                    break
+    return found
 
 
 def waiting_count(db: apsw.Connection, most: int = 10_000) -> int:

@@ -194,4 +194,10 @@ MIGRATIONS: Final = (
     );
     CREATE INDEX promotion_by_view ON promotion (recipe, view, number);
     """,
+    # A rare class in a long queue: without these each part that waits is looked at.
+    """
+    CREATE INDEX part_waiting_by_class ON part (defect_class, sequence)
+        WHERE queued IS NOT NULL AND disposition IS NULL AND defect_class IS NOT NULL;
+    CREATE INDEX part_waiting_by_kind ON part (queued, sequence) WHERE queued IS NOT NULL AND disposition IS NULL;
+    """,
 )
