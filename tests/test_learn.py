@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from linegate.errors import DataError, LinegateError
@@ -331,3 +332,10 @@ def test_a_checkpoint_of_other_parts_is_not_resumed(parts: Parts, tmp_path: Path
         learn(
             parts.samples, parts.split(), ("spot",), SPEC, settings(fit={"epochs": 1}, epoch_defects=4), tmp_path / "run", True
         )
+
+
+def test_a_table_of_the_loop_that_names_some_keys_leaves_the_others() -> None:
+    default, given = LearnSettings(), LearnSettings.model_validate({"fit": {"batch": 4}})
+    assert given.fit == default.fit.model_copy(update={"batch": 4})
+    with pytest.raises(ValidationError, match="btach"):
+        LearnSettings.model_validate({"fit": {"btach": 4}})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Final
+
+from pydantic import Field, field_validator
 
 from linegate.settings import Settings
 from linegate_training.augment import PRESETS, AugmentRecipe
@@ -10,6 +12,9 @@ from linegate_training.fit_settings import FitSettings
 
 VALIDATIONS = 15
 """Times that a training is validated, about: on small data an epoch is short and a validation is not."""
+
+
+_FIT: Final = FitSettings(batch=8, learning_rate=2e-3, patience=0, keep="best")
 
 
 class LearnSettings(Settings):
@@ -29,7 +34,13 @@ class LearnSettings(Settings):
     """Prepared images are kept in memory up to this many MiB, and the others read each time."""
     augment: AugmentRecipe = PRESETS["fixed"]
     """In a training by the command line it is that of the whole training, as are seed and threads."""
-    fit: FitSettings = FitSettings(batch=8, learning_rate=2e-3, patience=0, keep="best")
+    fit: FitSettings = _FIT
+
+    @field_validator("fit", mode="before")
+    @classmethod
+    def _the_rest_stays(cls, value: object) -> object:
+        """A table that names some keys of the loop leaves the others as they are here, not as the loop itself has them."""
+        return _FIT.model_dump() | value if isinstance(value, dict) else value
 
     def fit_settings(self, epoch_images: int) -> FitSettings:
         """Return the settings of the training loop for epochs of so many images."""
