@@ -47,6 +47,8 @@ ROOT_VARIABLE: Final = "LINEGATE_DATA"
 SET_NAME: Final = "magnetic_tile"
 _EXPOSURE: Final = re.compile(r"exp(\d)_num_(\d+)")
 _PAUSE: Final = 1000
+_RUN: Final = 20
+_HELD_OUT: Final = 8
 _POLL_S: Final = 2.0
 _RESAMPLES: Final = 2000
 
@@ -121,6 +123,11 @@ def photographs(root: Path) -> list[Photograph]:
     return made
 
 
+def _number(path: Path) -> int:
+    match = _EXPOSURE.search(path.name)
+    return int(match[2]) if match is not None else 0
+
+
 def split(found: Sequence[Photograph], seed: int) -> tuple[list[Photograph], list[Photograph]]:
     """Return what comes along the line and the untouched rest: half of the tiles of each label, drawn by the seed."""
     draw = random.Random(seed)
@@ -135,14 +142,18 @@ def split(found: Sequence[Photograph], seed: int) -> tuple[list[Photograph], lis
 
 
 def _first_package(root: Path, folder: Path) -> Path:
-    """Train the good-only package that the station begins with."""
+    """Train the good-only package that the station begins with, and hold some good photographs back for the frozen test set."""
     out = folder / "champion"
     if (out / "package.json").is_file():
         return out
     base = folder / "base"
-    (base / "train").mkdir(parents=True, exist_ok=True)
-    if not (base / "train" / "good").exists():
-        (base / "train" / "good").symlink_to(root / "train" / "good")
+    for subset in ("train", "test"):
+        (base / subset / "good").mkdir(parents=True, exist_ok=True)
+    # By runs of photographs, for those of one tile follow each other in their numbers.
+    for number, path in enumerate(sorted((root / "train" / "good").glob("*.jpg"), key=_number)):
+        link = base / ("test" if number // _RUN % _HELD_OUT == 0 else "train") / "good" / path.name
+        if not link.exists():
+            link.symlink_to(path)
     _linegate("train", str(base), "--out", str(out), "--name", "tiles", "--run-dir", str(folder / "champion-run"))
     return out
 
