@@ -4,8 +4,8 @@ Rules kept here: what is not in `policy.ROUTES` does not exist; a request that c
 session's `X-CSRF-Token`; a session that ends takes its event streams with it; a page without a login leads to the login page,
 everything else gets one line. `request.state.actor` says who asks, `request.state.session` by which session, if any.
 
-It is plain ASGI, since a middleware that buffers would hold back the event stream. The store is asked on a thread, and only for
-requests that carry something to look up: frames of this machine pass without.
+It is plain ASGI, since a middleware that buffers would hold back the event stream. The store is asked only for requests that
+carry something to look up, frames of this machine pass without; and on a thread, but for the one row of a session in use.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ class Gate:
             return Caller(Actor(f"token {known.name}", known.role), granted | _granted(client))
         agent = headers.get("user-agent", "")
         for secret in cookies_of(headers, COOKIE)[:4]:
-            session = await run_in_threadpool(self._access.sessions.find, secret, agent, address=client.address)
+            # A turn on a thread costs more than the question itself: only where something is to be written, or refused.
+            session = self._access.sessions.peek(secret, agent)
+            if session is None:
+                session = await run_in_threadpool(self._access.sessions.find, secret, agent, address=client.address)
             if session is not None:
                 return Caller(session.actor, session.permissions | _granted(client), session, secret)
         return Caller(LOCAL if client.local else NOBODY_AT_ALL, _granted(client))
