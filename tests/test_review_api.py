@@ -10,6 +10,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -274,3 +275,36 @@ def test_every_decision_has_its_line_in_the_audit_trail(client: httpx.Client, st
     lines = station.reviews.trail.lines()
     assert [line.subject for line in lines if line.action == "decide"] == [item["verdict_id"] for item in reversed(items)]
     assert verify(station.settings.station.store).problem is None
+
+
+def test_a_full_disk_changes_nothing_and_says_so(client: httpx.Client, station: Station) -> None:
+    item = lend(client)["items"][0]
+    before = station.reviews.trail.head()
+    with station.reviews.database.change() as db:
+        pages = next(iter(db.execute("PRAGMA page_count")))[0]
+    station.reviews.database._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
+    size = client.get(f"/api/v1/parts/{item['verdict_id']}").json()["looks"][0]["size_wh"]
+    noise = np.where(np.random.default_rng(0).random((size[1], size[0])) > 0.5, np.uint8(255), np.uint8(0))
+    refused = decide(client, item["verdict_id"], masks=[{"view": "main", "png": png(noise)}], comment="x" * 2000)
+    assert refused.status_code == 503
+    assert "full: nothing was changed; free some disk space" in refused.json()["error"]
+    station.reviews.database._db.execute("PRAGMA max_page_count=1073741823").fetchall()
+    assert station.reviews.trail.head() == before
+    assert decide(client, item["verdict_id"], masks=[{"view": "main", "png": png(noise)}]).status_code == 200
+
+
+def test_what_judges_is_a_line_of_the_trail_at_each_change(make_station: MakeStation, tmp_path: Path) -> None:
+    def lines(station: Station) -> list[Any]:
+        return [line for line in station.reviews.trail.lines(limit=1000) if line.action == "recipe.change"]
+
+    first = make_station(free_port(), more=ALL)
+    (line,) = lines(first)
+    assert (line.actor, line.subject, line.detail["before"]) == ("station", "default", None)
+    first.stop()
+    again = make_station(free_port(), more=ALL)
+    assert len(lines(again)) == 1, "nothing changed over the restart"
+    again.stop()
+    moved = make_station(free_port(), more=f"{ALL}[recipe]\nthreshold = 0.9\n")
+    line = lines(moved)[0]
+    assert line.detail["before"]["views"]["main"]["threshold"] != 0.9
+    assert line.detail["now"]["views"]["main"]["threshold"] == 0.9

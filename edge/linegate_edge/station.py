@@ -20,7 +20,7 @@ from uuid import uuid4
 import cv2
 
 from linegate import __version__
-from linegate.errors import SettingsError, StationError
+from linegate.errors import SettingsError, StationError, StoreError
 from linegate.stages import FrameFault, Reason
 from linegate_edge.dispatch import Dispatch
 from linegate_edge.evidence import EvidenceFolder, Retention
@@ -40,6 +40,7 @@ from linegate_edge.review.dataset_routes import add_datasets
 from linegate_edge.review.datasets import Datasets
 from linegate_edge.review.models.room import ModelRoom
 from linegate_edge.review.models.routes import add_models
+from linegate_edge.review.recipe_log import note_recipes
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.review.server import HttpServer
 from linegate_edge.service_manager import ServiceManager
@@ -275,7 +276,11 @@ class Station:
             return 1 if self.stop() or died else 0
 
     def _name_packages(self) -> None:
-        """Show which packages judge, after each change."""
+        """Show which packages judge, after each change, and have the trail tell of it."""
+        try:
+            note_recipes(self.reviews.database, self.reviews.trail, self.book.recipes)
+        except StoreError as error:  # the line goes on: its verdicts carry the package and the threshold themselves
+            log.error("the audit trail does not know what judges now: %s", error)
         inspectors = self.book.inspectors
         self.metrics.package_info.clear()
         for inspector in inspectors:

@@ -31,7 +31,9 @@ Floats: TypeAlias = NDArray[np.float64]
 Extractor: TypeAlias = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 MIN_GOODS = 10
 GUARD_RANK = 128
-"""Axes of the global Gaussian beside a net that has learned, which knows most by itself."""
+"""Axes of the global Gaussian beside a net that has learned from many defects, and knows most by itself."""
+GUARD_FEW_DEFECTS = 100
+"""Beside a net that has learned from fewer, the Gaussian has all the axes that it has for good parts alone."""
 GUARD_FOLDS = 3
 UNIT_ROUNDS = 5
 PLACES_BYTES = 1 << 30
@@ -156,7 +158,7 @@ def learn_guard(
         return None
     # Cross-fitting only says in which units to count here; the threshold is set from other parts.
     fewer = {
-        "global_rank": min(settings.global_rank, GUARD_RANK),
+        "global_rank": settings.global_rank if defects < GUARD_FEW_DEFECTS else min(settings.global_rank, GUARD_RANK),
         "cross_fit_folds": min(settings.cross_fit_folds, GUARD_FOLDS),
     }
     settings = settings.model_copy(update=fewer)

@@ -38,6 +38,7 @@ from linegate_edge.review.access.oidc_routes import add_oidc
 from linegate_edge.review.access.openapi import describe_access
 from linegate_edge.review.access.routes import add_access
 from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
+from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
@@ -105,7 +106,7 @@ def create_app(
     _add_frames(app, intake, max_upload_bytes)
     _add_live(app, feed, stopping)
     add_verdict_pages(app, store_path)
-    _add_records(app, store_path, evidence)
+    _add_records(app, store_path, reviews.database, evidence)
     _add_health(app, line, metrics, ready)
     add_parts(app, reviews.database, reviews.trail, evidence, max_pixels=max_pixels)
     add_queue(app, reviews.database, reviews.trail, evidence, class_names)
@@ -197,7 +198,7 @@ def _add_live(app: FastAPI, feed: LiveFeed, stopping: threading.Event) -> None:
         return Response(picture, media_type="image/jpeg")
 
 
-def _add_records(app: FastAPI, store_path: Path, evidence: EvidenceFolder) -> None:
+def _add_records(app: FastAPI, store_path: Path, database: ReviewDatabase, evidence: EvidenceFolder) -> None:
     @app.get(
         "/verdicts/{verdict_id}",
         tags=["records"],
@@ -225,8 +226,9 @@ def _add_records(app: FastAPI, store_path: Path, evidence: EvidenceFolder) -> No
         """Return a picture kept as evidence, the very bytes that the camera sent, by the name in `image_uri`."""
         media_type = None
         if _EVIDENCE_NAME.fullmatch(name):
-            with contextlib.closing(StoreReader(store_path)) as reader:
-                media_type = reader.evidence(name)
+            with database.look() as db:
+                row = db.execute("SELECT media_type FROM line.evidence WHERE name = ? LIMIT 1", (name,)).fetchone()
+            media_type = None if row is None else str(row[0])
         if media_type is None:
             raise HTTPException(404, f"no evidence '{name[:70]}': it was never kept here, or its retention time is over")
         try:
