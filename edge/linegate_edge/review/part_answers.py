@@ -61,6 +61,7 @@ class LookAnswer(_Model):
     """One view of a part as a page shows it; URIs are null where there is nothing (any more).
 
     `picture_uri` is what a browser can draw; `trouble` says why there is none. `roi_xyxy` is where the heat map lies.
+    `heat_map` is the heat map itself, a PNG in base64, where it was asked for.
     """
 
     view: str
@@ -69,6 +70,7 @@ class LookAnswer(_Model):
     trouble: str | None
     size_wh: tuple[int, int] | None
     heat_map_uri: str | None
+    heat_map: str | None = None
     roi_xyxy: tuple[int, int, int, int] | None
     reference_uri: str | None
     reference_verdict_id: str | None
@@ -113,9 +115,13 @@ class PartAnswer(_Model):
 
 
 class QueueAnswer(_Model):
-    """Parts lent to this reader; `waiting` counts all that wait, up to 10,000; `next` is `after` of the page after it."""
+    """Parts lent to this reader; `waiting` counts all that wait, up to 10,000; `next` is `after` of the page after it.
+
+    `details` has all that is known of the same parts, with their heat maps, where it was asked for.
+    """
 
     items: tuple[PartRow, ...]
+    details: tuple[PartAnswer, ...] = ()
     waiting: int
     next: int | None
 
@@ -130,6 +136,7 @@ class LendRequest(_Model):
     recipe: str | None = Field(None, max_length=128)
     order: Literal["newest", "oldest"] = "oldest"
     after: int | None = Field(None, ge=0, le=2**62)
+    details: bool = Field(False, description="Send all that is known of each part along: one request instead of many")
 
 
 class GiveBackRequest(_Model):

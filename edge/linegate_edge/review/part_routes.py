@@ -6,10 +6,12 @@ an address is only ever looked up. Questions are answered by `parts`; the queue 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
+import apsw
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AwareDatetime
@@ -86,14 +88,30 @@ def _add_search(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFolder
     def get_part(verdict_id: str) -> Response:
         """Return all that is known of a part: its message, its looks as a page can show them, every decision and by whom."""
         with database.look() as db:
-            found = parts.one(db, verdict_id)
-            if found is None:
-                raise HTTPException(404, f"this station has no part with the verdict '{verdict_id[:64]}'")
-            references = {view: parts.reference(db, verdict_id, view) for view in found["looks"]}
-        looks = [_look(found, view, references.get(view["view"]), evidence) for view in found["message"]["views"]]
-        # The message as it was stored: an older release may have written fewer fields.
-        made = {"part": found["part"], "message": found["message"], "decisions": found["decisions"]}
-        return JSONResponse(made | {"looks": [look.model_dump(mode="json") for look in looks]})
+            made = details(db, verdict_id, evidence)
+        if made is None:
+            raise HTTPException(404, f"this station has no part with the verdict '{verdict_id[:64]}'")
+        return JSONResponse(made)
+
+
+def details(db: apsw.Connection, verdict_id: str, evidence: EvidenceFolder, heat_maps: bool = False) -> dict[str, Any] | None:
+    """Return all that is known of a part as a `PartAnswer` has it, with its heat maps where they are asked for, or None.
+
+    The message is as it was stored: an older release may have written fewer fields.
+    """
+    found = parts.one(db, verdict_id)
+    if found is None:
+        return None
+    looks = []
+    for view in found["message"]["views"]:
+        name = view["view"]
+        reference = parts.reference(db, verdict_id, name) if name in found["looks"] else None
+        look = _look(found, view, reference, evidence).model_dump(mode="json")
+        if heat_maps and name in found["looks"]:
+            heat = parts.heat_map(db, verdict_id, name)
+            look["heat_map"] = None if heat is None else base64.b64encode(heat).decode()
+        looks.append(look)
+    return {"part": found["part"], "message": found["message"], "looks": looks, "decisions": found["decisions"]}
 
 
 def _stored(moment: datetime | None) -> str | None:

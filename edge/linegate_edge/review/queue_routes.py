@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
 
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.review import parts
@@ -26,11 +28,10 @@ from linegate_edge.review.part_answers import (
     DecisionRequest,
     GiveBackRequest,
     LendRequest,
-    PartRow,
     QueueAnswer,
     UndoRequest,
 )
-from linegate_edge.review.part_routes import actor_of, errors
+from linegate_edge.review.part_routes import actor_of, details, errors
 from linegate_edge.review.pictures import checked_mask, picture_size
 
 
@@ -42,18 +43,19 @@ def add_queue(
     class_names: Callable[[], list[str]],
 ) -> None:
     """Add the routes to an application; `class_names` are the classes that the packages in service find."""
-    _add_lending(app, database, Lending(), class_names)
+    _add_lending(app, database, evidence, Lending(), class_names)
     _add_decisions(app, database, trail, evidence)
 
 
 def _add_lending(
     app: FastAPI,
     database: ReviewDatabase,
+    evidence: EvidenceFolder,
     lending: Lending,
     class_names: Callable[[], list[str]],
 ) -> None:
-    @app.post("/api/v1/queue/lend", tags=["review"], responses=errors(), summary="Parts to decide")
-    def lend(wanted: LendRequest) -> QueueAnswer:
+    @app.post("/api/v1/queue/lend", tags=["review"], response_model=QueueAnswer, responses=errors(), summary="Parts to decide")
+    def lend(wanted: LendRequest) -> Response:
         """Return parts that wait for a decision and lend them to this reader for three minutes, so that no other sees them."""
         with database.look() as db:
             rows = parts.waiting(
@@ -70,7 +72,12 @@ def _add_lending(
         mine = set(lending.take(wanted.reader, [row["verdict_id"] for row in rows]))
         lent = [row for row in rows if row["verdict_id"] in mine]
         following = rows[-1]["sequence"] if len(rows) == wanted.limit else None
-        return QueueAnswer(items=tuple(PartRow(**row) for row in lent), waiting=count, next=following)
+        known: list[dict[str, Any]] = []
+        if wanted.details:
+            with database.look() as db:
+                found = [details(db, row["verdict_id"], evidence, heat_maps=True) for row in lent]
+            known = [one for one in found if one is not None]
+        return JSONResponse({"items": lent, "details": known, "waiting": count, "next": following})
 
     @app.post("/api/v1/queue/give-back", tags=["review"], status_code=204, responses=errors(), summary="Parts not needed")
     def give_back(wanted: GiveBackRequest) -> None:

@@ -61,11 +61,14 @@ function more() {
 }
 
 async function fetchMore() {
-  const body = wanted(LENT);
+  const body = { ...wanted(LENT), details: true }; // one request, not one for each part
   if (cursor !== null) body.after = cursor;
   const answer = await api("POST", "/api/v1/queue/lend", body);
   const known = new Set(items.map((item) => item.row.verdict_id));
-  for (const row of answer.items) if (!known.has(row.verdict_id)) items.push({ row, detail: null, looks: [], promise: null, done: null });
+  const details = new Map(answer.details.map((detail) => [detail.part.verdict_id, detail]));
+  for (const row of answer.items) {
+    if (!known.has(row.verdict_id)) items.push({ row, detail: details.get(row.verdict_id) ?? null, looks: [], promise: null, done: null });
+  }
   if (answer.items.length > 0) cursor = answer.items.at(-1).sequence;
   ended = answer.next === null;
   showWaiting(answer.waiting);
@@ -105,7 +108,7 @@ function prepare(item) {
 }
 
 async function prepareAll(item) {
-  item.detail = await api("GET", `/api/v1/parts/${item.row.verdict_id}`);
+  item.detail ??= await api("GET", `/api/v1/parts/${item.row.verdict_id}`);
   item.row = item.detail.part;
   const first = firstView(item);
   const order = [first, ...item.detail.looks.keys()].filter((value, index, all) => all.indexOf(value) === index);

@@ -19,7 +19,7 @@ const KEPT_STEPS = 50;
 /** Fetch and decode what is needed to show a look on this canvas. Throws where the picture cannot be had or decoded. */
 export async function load(look, canvas) {
   if (look.picture_uri === null) return { look, blob: null, fit: null, heat: null, size: look.size_wh ?? [4, 3], trouble: look.trouble };
-  const [blob, heat] = await Promise.all([fetchBlob(look.picture_uri), look.heat_map_uri === null ? null : heatOf(look.heat_map_uri)]);
+  const [blob, heat] = await Promise.all([fetchBlob(look.picture_uri), heatOf(look)]);
   let size = look.size_wh;
   let fit;
   try {
@@ -53,10 +53,12 @@ async function fetchBlob(uri) {
 }
 
 /** The grey heat map as a small canvas in colours, clear where there is nothing. */
-async function heatOf(uri) {
+async function heatOf(look) {
+  if (look.heat_map_uri === null) return null;
   let bitmap;
   try {
-    bitmap = await createImageBitmap(await fetchBlob(uri));
+    const sent = look.heat_map ? new Blob([Uint8Array.from(atob(look.heat_map), (sign) => sign.charCodeAt(0))], { type: "image/png" }) : null;
+    bitmap = await createImageBitmap(sent ?? (await fetchBlob(look.heat_map_uri)));
   } catch {
     return null; // a picture without its heat map is still worth showing
   }
