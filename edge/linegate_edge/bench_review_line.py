@@ -2,8 +2,8 @@
 
 A station judges frames as fast as it can, as in `bench line`. Periods without and with people take turns, in pairs whose order
 changes, so that a machine that slows down is unfair to both. The people are a process of their own, at `nice 19`: ten who each
-second fetch a picture and decide its part, borrowed two dozen at once as the page does; and a page that asks for the live state ten times
-a second.
+second fetch a picture and decide its part, borrowed two dozen at once as the page does; and a page that asks for the live state
+ten times a second.
 
 On a small machine that process takes from the line what on a plant's machine would be computed elsewhere, before people. So
 three things are told: the loss as it was; the loss by CPU time, which counts frames for each CPU second of the station's own

@@ -40,6 +40,7 @@ from linegate_edge.settings import (
     ModelSection,
     MqttSection,
     RecipeSettings,
+    ReviewSection,
     StationSection,
     StationSettings,
     ViewSettings,
@@ -157,6 +158,7 @@ def bench_station(load: Load) -> Iterator[BenchStation]:
                 recipes={"bench": RecipeSettings(views=dict.fromkeys(view_names(load.views), view))},
                 mqtt=MqttSection(port=broker_port),
                 evidence=EvidenceSection(passed_share=load.evidence_share, format=load.evidence_format, min_free_mib=0),
+                review=ReviewSection(close_share=0),  # or how much is kept would hang on where these frames' scores lie
                 http=HttpSection(port=0),
                 limits=LimitsSection(queue_frames=16 * load.views),
             )

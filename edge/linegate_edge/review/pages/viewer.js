@@ -15,6 +15,7 @@ const HEAT = heatColours();
 const MAX_SCALE = 16;
 const BRUSH_PX = 14; // on the screen
 const KEPT_STEPS = 50;
+const LABELLED = 6; // more words than that would hide the part
 
 /** Fetch and decode what is needed to show a look on this canvas. Throws where the picture cannot be had or decoded. */
 export async function load(look, canvas) {
@@ -119,7 +120,7 @@ export class Viewer {
   /** Show what `load` gave, with the model's regions: [{defect_class, score, box_xyxy}]; what was drawn before is gone. */
   show(loaded, regions = []) {
     this.#loaded = loaded;
-    this.#regions = regions;
+    this.#regions = [...regions].sort((one, other) => other.score - one.score); // the surest first: they are the ones with words
     this.#boxes = [];
     this.#mask = null;
     this.#painted = false;
@@ -214,9 +215,9 @@ export class Viewer {
       context.drawImage(this.#mask, 0, 0);
       context.globalAlpha = 1;
     }
-    if (this.showRegions) for (const region of this.#regions) this.#box(region, this.#colours.fail, false);
-    for (const box of this.#boxes) this.#box(box, this.#colours.accent, true);
-    if (this.#draft !== null) this.#box(this.#draft, this.#colours.accent, true);
+    if (this.showRegions) for (const [index, region] of this.#regions.entries()) this.#box(region, this.#colours.fail, false, index < LABELLED);
+    for (const box of this.#boxes) this.#box(box, this.#colours.accent, true, true);
+    if (this.#draft !== null) this.#box(this.#draft, this.#colours.accent, true, true);
   }
 
   /** Take the last box or stroke back; says whether there was one. */
@@ -291,7 +292,7 @@ export class Viewer {
     context.textAlign = "start";
   }
 
-  #box(region, colour, own) {
+  #box(region, colour, own, labelled) {
     const context = this.#context;
     const ratio = (window.devicePixelRatio || 1) / this.#scale;
     const [left, top, right, bottom] = region.box_xyxy;
@@ -302,6 +303,7 @@ export class Viewer {
     context.setLineDash(own ? [] : [7 * ratio, 4 * ratio]);
     context.strokeRect(left, top, right - left, bottom - top);
     context.setLineDash([]);
+    if (!labelled) return;
     const text = region.score === undefined ? region.defect_class : `${region.defect_class} ${Number(region.score).toPrecision(3)}`;
     context.font = `600 ${13 * ratio}px system-ui, sans-serif`;
     const wide = context.measureText(text).width + 8 * ratio;
