@@ -31,6 +31,7 @@ from onnx import TensorProto, helper
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
 from linegate.package import (
     CARD_FILE,
@@ -438,3 +439,33 @@ def signed_in(station: Station, name: str = "anna", role: str = "quality") -> ht
     session = open_session(station, name, role)
     headers = {"User-Agent": AGENT, "X-CSRF-Token": session.csrf}
     return httpx.Client(base_url=station.address, timeout=30, headers=headers, cookies={COOKIE: session.secret})
+
+
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WATCH_POLICY = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium; nothing is downloaded."""
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser complained of."""
+    return []

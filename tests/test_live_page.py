@@ -7,27 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from conftest import Mosquitto, encode, free_port, require, spot_picture, wait_until
+from conftest import WATCH_POLICY, Mosquitto, encode, free_port, spot_picture, wait_until
 from linegate_edge.settings import StationSettings
 from linegate_edge.station import Station
 
 GOOD, BAD = encode(spot_picture(defect=False)), encode(spot_picture(defect=True))
 NOTE = "Photographs: CC0"
-BROWSER_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WATCH_POLICY = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
-"""
 
 
 def start_station(folder: Path, package: Path, http_port: int = 0, mqtt_port: int | None = None) -> Station:
@@ -43,27 +30,12 @@ def start_station(folder: Path, package: Path, http_port: int = 0, mqtt_port: in
     return station
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; nothing is downloaded."""
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
 def station(tmp_path: Path, spot_package: Path) -> Iterator[Station]:
     """A station that runs, without a broker."""
     running = start_station(tmp_path, spot_package)
     yield running
     running.stop()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser complained of."""
-    return []
 
 
 @pytest.fixture

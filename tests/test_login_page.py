@@ -6,32 +6,18 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from conftest import PASSWORD, MakeStation, add_user, free_port, require
+from conftest import PASSWORD, WATCH_POLICY, MakeStation, add_user, free_port
 from linegate_edge.review.access.users import FIRST_PASSWORD_FILE
 from linegate_edge.station import Station
-from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
 
 NEW = "three ships on a quiet sea"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
 def station(make_station: MakeStation) -> Station:
     return make_station(free_port())
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    return []
 
 
 @pytest.fixture

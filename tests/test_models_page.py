@@ -8,26 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from conftest import AGENT, COOKIE, MakeStation, encode, require, signed_in, spot_picture, submit, wait_until
+from conftest import AGENT, COOKIE, WATCH_POLICY, MakeStation, encode, signed_in, spot_picture, submit, wait_until
 from linegate.dataset_version import Conflict, Counts
 from linegate_edge.station import Station
 from models_world import ANNA, BEN, MIA, NO_BROKER, write_run, write_version
-from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
 from test_training_runs import SCRIPT
 
 LIMITS = "[evidence]\nmin_free_mib = 0\n[review]\nshadow_share = 1.0\n"
 OpenPage = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; nothing is downloaded."""
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -41,12 +31,6 @@ def bring(station: Station, folder: Path, *, threshold: float, go: bool = True, 
     picture = spot_picture(defect=True, size_wh=(320, 240))
     (folder / "differences" / "0001-crack.jpg").write_bytes(encode(picture, "JPEG"))
     return station.models.register.bring(MIA, folder, trained_by="mia").digest
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser complained of."""
-    return []
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import MakeStation, add_user, free_port, require
+from conftest import BROWSER_OPTIONS, MakeStation, add_user, free_port, require
 from linegate.errors import SettingsError
 from linegate_edge.access_settings import AccessSection
 from linegate_edge.review.access.client import COOKIE
 from linegate_edge.review.access.oidc import Provider
 from linegate_edge.station import Station
 from simulators.oidc_provider import CLIENT_ID, CLIENT_SECRET, OidcProvider, running_provider
-from test_live_page import BROWSER_OPTIONS
 
 HTML = {"Accept": "text/html"}
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 import linegate_edge.review
-from conftest import require, signed_in, wait_until
+from conftest import WATCH_POLICY, signed_in, wait_until
 from linegate_edge.review.app import _add_error_handlers
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.quality.routes import add_quality
 from linegate_edge.settings import StationSettings
-from test_live_page import BROWSER_OPTIONS, GOOD, WATCH_POLICY, send, start_station
+from test_live_page import GOOD, send, start_station
 
 PAGES = Path(linegate_edge.review.__file__).parent / "pages"
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -145,14 +145,6 @@ def serve(database: ReviewDatabase) -> tuple[uvicorn.Server, threading.Thread, s
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database = ReviewDatabase(tmp_path_factory.mktemp("filled"))
     fill(database, datetime.now(UTC))
@@ -176,11 +168,6 @@ def open_page(browser: Browser, address: str, complaints: list[str], width: int 
     page.goto(address)
     expect(page.locator("html")).to_have_attribute("data-ready", "true")
     return page
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    return []
 
 
 @pytest.fixture

@@ -12,25 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from conftest import SIZE, MakeStation, encode, free_port, open_session, require, signed_in, submit, wait_until
+from conftest import SIZE, WATCH_POLICY, MakeStation, encode, free_port, open_session, signed_in, submit, wait_until
 from linegate_edge.review.access.client import COOKIE
 from linegate_edge.review.audit import verify
 from linegate_edge.station import Station
-from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
 
 SETTINGS = '[evidence]\nmin_free_mib = 0\npassed_share = 1.0\n[review]\nclasses = ["scratch", "dent", "stain"]\n'
 OpenPage = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; nothing is downloaded."""
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -41,12 +31,6 @@ def station(make_station: MakeStation) -> Station:
         submit(made, 1, start=number)[0].result(30)
     made.reviews.index.catch_up()
     return made
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser complained of."""
-    return []
 
 
 @pytest.fixture

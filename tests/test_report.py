@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from conftest import SIZE, encode, require, write_spot_package
+from conftest import SIZE, encode, write_spot_package
 from linegate import cli
 from linegate.errors import DataError
 from linegate.package import ModelPackage
@@ -66,15 +66,6 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
 @pytest.fixture(scope="module")
 def measured(package: ModelPackage, data: Path) -> Measured:
     return measure(package, read_folder(data, to_learn=False))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; nothing is downloaded."""
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        yield launched
-        launched.close()
 
 
 @dataclass

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
-from conftest import PASSWORD, add_user, free_port, require, wait_until
+from conftest import PASSWORD, WATCH_POLICY, add_user, free_port, wait_until
 from linegate.images import read_image
 from linegate.package import ModelPackage
 from linegate.stages import Frame, Part
@@ -27,7 +27,6 @@ from linegate_edge.records import Capture
 from linegate_edge.review.audit import verify
 from linegate_edge.settings import load_station
 from linegate_edge.station import Station
-from test_live_page import BROWSER_OPTIONS, WATCH_POLICY
 
 ALONG_THE_LINE = 70
 IMAGES_SHOWN = 240
@@ -74,21 +73,6 @@ def judge(station: Station, photographs: list[Photograph], start: int, count: in
         digests.append(recorded.message["provenance"]["package_digest"])
     station.reviews.index.catch_up()
     return digests
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; nothing is downloaded."""
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=require("chromium"), args=BROWSER_OPTIONS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    """What the browser complained of."""
-    return []
 
 
 @pytest.fixture
