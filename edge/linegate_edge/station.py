@@ -36,8 +36,8 @@ from linegate_edge.reload import reload_station
 from linegate_edge.review.access.access import Access
 from linegate_edge.review.app import create_app
 from linegate_edge.review.commands import add_commands
+from linegate_edge.review.database import REVIEWS_FILE
 from linegate_edge.review.dataset_routes import add_datasets
-from linegate_edge.review.datasets import Datasets
 from linegate_edge.review.models.room import ModelRoom
 from linegate_edge.review.models.routes import add_models
 from linegate_edge.review.recipe_log import note_recipes
@@ -70,13 +70,15 @@ class Station:
         cv2.setNumThreads(1)
         self.boot_id = str(uuid4())
         topic, folder = settings.station.topic, settings.station.store
+        # A station without a store has no promotions: its settings are proved before anything is made.
+        book = None if (folder / REVIEWS_FILE).exists() else RecipeBook(settings)
         with contextlib.ExitStack() as undo:
             self._store = Store(folder, topic)
             undo.callback(self._store.close)
             self.reviews = Reviews(folder, settings.review)
             undo.callback(self.reviews.close)
             self.models = ModelRoom(settings, self.reviews, lambda: self.line.workers.waiting > 0)
-            self.book = RecipeBook(settings, overrides=self.models.promotions.overrides())
+            self.book = book or RecipeBook(settings, overrides=self.models.promotions.overrides())
             self._restore_recipe()
             self.access = Access(self.reviews.database, self.reviews.trail, settings.access)
             self._evidence = EvidenceFolder(folder / "evidence", settings.evidence)
@@ -148,8 +150,7 @@ class Station:
             add_commands(app, self.dispatch.take)
             self.models.open(self.book, self._name_packages)
             add_models(app, self.models)
-            datasets = Datasets(self.reviews.database, self.reviews.trail, self._evidence, settings.datasets_folder)
-            add_datasets(app, datasets, settings.review.base)
+            add_datasets(app, self.reviews, self._evidence, settings)
             self.metrics.outbox_pending.set_function(self.outbox_pending)
             self.metrics.disk_free_bytes.set_function(self._free_bytes)
             self._http = HttpServer(app, settings.http.host, settings.http.port)

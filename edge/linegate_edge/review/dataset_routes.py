@@ -5,7 +5,6 @@ Rules kept here: routes, and nothing behind them. Listing versions is left to `m
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Request
@@ -13,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from linegate.dataset_version import Conflict, Counts, NearDuplicates, Sha256, VersionName
 from linegate.errors import DataError
+from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.review.datasets import Datasets
 from linegate_edge.review.part_routes import actor_of, errors
+from linegate_edge.review.reviews import Reviews
+from linegate_edge.settings import StationSettings
 
 
 class DatasetRequest(BaseModel):
@@ -46,8 +48,10 @@ class DatasetMade(BaseModel):
     near_duplicates: tuple[NearDuplicates, ...]
 
 
-def add_datasets(app: FastAPI, datasets: Datasets, base: Path | None) -> None:
-    """Add the route to an application; `base` are the photographs that the first package was made of."""
+def add_datasets(app: FastAPI, reviews: Reviews, evidence: EvidenceFolder, settings: StationSettings) -> None:
+    """Add the route to an application."""
+    datasets = Datasets(reviews.database, reviews.trail, evidence, settings.datasets_folder)
+    base = settings.review.base
 
     @app.post("/api/v1/datasets", tags=["training"], status_code=201, responses=errors(409), summary="Make a data set version")
     def make(request: Request, wanted: Annotated[DatasetRequest, ...]) -> DatasetMade:

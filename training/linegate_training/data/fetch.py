@@ -215,8 +215,7 @@ def _download(name: str, source: DownloadSource, base: Path, target: Path) -> Pa
                     packed.extractall(unpacked)
             else:
                 with tarfile.open(archive) as packed_tar:
-                    # The filter refuses names that lead out of the folder.
-                    packed_tar.extractall(unpacked, filter="data")
+                    _extract(packed_tar, unpacked)
         except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise DataError(f"{name}: the archive from {source.url} cannot be unpacked ({error}): {place}") from error
         inner = list(unpacked.iterdir())
@@ -231,3 +230,20 @@ def _save(url: str, path: Path) -> None:
             while block := answer.read(1 << 20):
                 file.write(block)
                 progress.update(len(block))
+
+
+def _extract(packed: tarfile.TarFile, folder: Path) -> None:
+    """Unpack an archive, and refuse one with names that lead out of the folder.
+
+    Raises:
+        tarfile.TarError: there is such a name, or the archive is damaged.
+    """
+    if hasattr(tarfile, "data_filter"):
+        packed.extractall(folder, filter="data")
+        return
+    # Python 3.11.0 to 3.11.3 have no filters: files and folders alone, each by its place.
+    members = [member for member in packed if member.isfile() or member.isdir()]
+    for member in members:
+        if not (folder / member.name).resolve().is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"'{member.name}' would be outside the destination")
+    packed.extractall(folder, members)

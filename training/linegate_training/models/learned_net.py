@@ -22,7 +22,7 @@ DETECTIONS = 100
 BACKBONE_RATE = 0.1
 """The backbone's share of the learning rate: it knows much already."""
 
-GUARD_WEIGHTS = (1.5, 0.25)
+GUARD_WEIGHTS = (1.0, 0.25)
 """Weight of the distance from good parts beside hardly any defects and beside thousands."""
 GUARD_DEFECTS = 30
 """So many are half the way between the two."""
