@@ -31,7 +31,7 @@ from onnx import TensorProto, helper
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from linegate.package import (
     CARD_FILE,
@@ -454,6 +454,9 @@ WATCH_POLICY = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
 """
+
+
+expect.set_options(timeout=15_000)  # a busy machine draws a page late, and not at all is what would be wrong
 
 
 @pytest.fixture(scope="module")

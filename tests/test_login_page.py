@@ -101,6 +101,7 @@ def test_a_wrong_password_is_one_line_and_the_link_out_of_the_station_is_refused
     expect(page.locator("#login-problem")).to_have_text("Name or password is wrong.")
     log_in(page, "anna", PASSWORD)
     expect(page).to_have_url(f"{station.address}queue")
+    expect(page.locator("#shell nav a").first).to_be_visible()
     links = page.locator("#shell nav a").all_inner_texts()
     assert "Queue" in links
     assert "Admin" not in links
