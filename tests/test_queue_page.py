@@ -311,6 +311,29 @@ def test_a_disk_that_is_full_brings_the_part_back(open_page: OpenPage, station: 
     decided(station, 1)
 
 
+def test_what_was_drawn_for_a_refused_decision_is_there_again(open_page: OpenPage, station: Station) -> None:
+    page = open_page("/queue")
+    shown(page, "part-00000")
+    page.keyboard.press("b")
+    drag(page, (0.45, 0.45), (0.55, 0.6))
+    page.keyboard.press("m")
+    drag(page, (0.4, 0.3), (0.6, 0.3))
+    page.keyboard.press("m")
+    page.get_by_label("Comment").fill("deep")
+    page.keyboard.press("Escape")
+    page.route("**/decision", lambda route: route.fulfill(status=503, json={"error": "database or disk is full: free some"}))
+    page.keyboard.press("c")
+    expect(page.get_by_role("alert")).to_contain_text("disk is full")
+    shown(page, "part-00000")
+    expect(page.get_by_label("Comment")).to_have_value("deep")
+    page.unroute("**/decision")
+    page.locator("#picture").focus()
+    page.keyboard.press("c")
+    decided(station, 1)
+    decision = last_decision(station, "part-00000")
+    assert (len(decision["regions"]), decision["masks"], decision["comment"]) == (1, ["main"], "deep")
+
+
 def test_an_operator_sees_parts_and_decides_none(open_page: OpenPage, station: Station) -> None:
     page = open_page("/parts", "olaf", "operator")
     expect(page.locator("#rows tr").first).to_be_visible()

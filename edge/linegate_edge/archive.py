@@ -18,6 +18,7 @@ from typing import Final
 
 from linegate.errors import ImageError
 from linegate.stages import Frame
+from linegate_edge.changes import Trace
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.metrics import Metrics
 from linegate_edge.records import Judged, Look, Recorded
@@ -86,8 +87,16 @@ class Archive(threading.Thread):
             return look
         if evidence is not None:
             self._metrics.evidence_bytes.inc(evidence.size_bytes)
-        trace = None
-        if isinstance(look.item, Frame) and look.prediction is not None:
+        return replace(look, evidence=evidence, trace=self._trace(look, judged))
+
+    def _trace(self, look: Look, judged: Judged) -> Trace | None:
+        if not isinstance(look.item, Frame) or look.prediction is None:
+            return None
+        try:
             manifest = judged.recipe.views[look.item.view].inspector.package.manifest
-            trace = trace_of(look.item, look.prediction, manifest.thresholds.map)
-        return replace(look, evidence=evidence, trace=trace)
+            return trace_of(look.item, look.prediction, manifest.thresholds.map)
+        except Exception:
+            # On the way of every verdict: whatever a map looks like, the part still gets the one that it was given.
+            self._metrics.evidence_failures.inc()
+            log.exception("heat map and thumbnail of frame %s could not be kept", look.item.frame_id)
+            return None

@@ -22,6 +22,7 @@ from typing import Final
 from linegate.errors import StationError
 from linegate.images import SUFFIX_OF_MEDIA_TYPE, encode_jpeg, encode_png
 from linegate.stages import Decision, Frame, FrameFault
+from linegate_edge.durable import sync_folder
 from linegate_edge.records import Evidence
 from linegate_edge.settings import EvidenceSection
 from linegate_edge.store import StoredEvidence, StoreReader
@@ -101,7 +102,7 @@ class EvidenceFolder:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def remove(self, name: str) -> bool:
         """Delete a file unless it was written or wanted again just now; return whether it is gone."""
@@ -194,11 +195,3 @@ class Retention(threading.Thread):
         if count:
             log.info("retention: evidence of %d verdicts deleted", count)
         return count
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

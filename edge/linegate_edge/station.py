@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import uuid4
@@ -30,6 +29,7 @@ from linegate_edge.message import SCHEMA_VERSION, StateMessage, utc_now
 from linegate_edge.metrics import Metrics
 from linegate_edge.operate import KEPT_RECIPE, Operate
 from linegate_edge.plc_settings import ModbusTrigger
+from linegate_edge.process_times import process_age_s
 from linegate_edge.publish import Publisher
 from linegate_edge.recipes import LoadedRecipe, RecipeBook
 from linegate_edge.reload import reload_station
@@ -259,7 +259,7 @@ class Station:
         with contextlib.closing(ServiceManager()) as manager:
             self.start()
             manager.ready()
-            log.info("ready %.2f s after the process started", _process_age_s())
+            log.info("ready %.2f s after the process started", process_age_s())
             died = False
             while not asked.wait(_TICK_S):
                 if not self.line.alive:
@@ -397,13 +397,6 @@ class Station:
             line_stop=lambda: self.live.line_stop,
             alive=lambda: self.line.alive,
         )
-
-
-def _process_age_s() -> float:
-    """Return how long ago this process started, imports included."""
-    # The start time is the 22nd field of proc(5), in clock ticks since boot; the name before may hold blanks.
-    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def run_station(path: Path, settings: StationSettings) -> int:

@@ -6,7 +6,7 @@ MQTT.
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,16 @@ ERROR_SCHEMA: Final = "#/components/schemas/ErrorAnswer"
 """Where the document has `ErrorAnswer`, for what FastAPI does not write itself."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error answers of a route for its OpenAPI."""
+    return {status: {"model": ErrorAnswer} for status in sorted(set(statuses))}
+
+
+def people_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error answers of a route under `/api/v1`: those that all of them have, and its own."""
+    return errors(401, 403, 422, 503, *statuses)
 
 
 class _Answer(BaseModel):

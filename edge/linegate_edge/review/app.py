@@ -37,12 +37,13 @@ from linegate_edge.review.access.gate import Gate
 from linegate_edge.review.access.oidc_routes import add_oidc
 from linegate_edge.review.access.openapi import describe_access
 from linegate_edge.review.access.routes import add_access
-from linegate_edge.review.answers import ErrorAnswer, FrameAnswer, HealthAnswer, LiveState
+from linegate_edge.review.answers import FrameAnswer, HealthAnswer, LiveState, errors
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.frames import FrameFields, FrameIntake
 from linegate_edge.review.guard import Guard
 from linegate_edge.review.live_feed import LiveFeed
 from linegate_edge.review.part_routes import add_parts
+from linegate_edge.review.pictures import SHOWN_IN_BROWSER
 from linegate_edge.review.quality.routes import add_quality
 from linegate_edge.review.queue_routes import add_queue
 from linegate_edge.review.records import add_verdict_pages
@@ -54,7 +55,6 @@ from linegate_edge.store import StoreReader
 _STATE_EVERY_S: Final = 0.1
 _HEARTBEAT_EVERY_S: Final = 1.0
 _EVIDENCE_NAME: Final = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
-_SHOWN_IN_BROWSER: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/bmp"})
 _SHOWN_ERRORS: Final = 3
 _UNREADABLE: Final = "There was an error parsing the body"  # FastAPI's words for bytes that are no text
 _SECRETS: Final = frozenset({"password", "current", "new"})  # an answer may be logged
@@ -116,10 +116,6 @@ def create_app(
     return app
 
 
-def _errors(*statuses: int) -> Responses:
-    return {status: {"model": ErrorAnswer} for status in statuses}
-
-
 def _file(media_type: str) -> Responses:
     return {200: {"content": {media_type: _BINARY}}}
 
@@ -137,7 +133,7 @@ def _add_frames(app: FastAPI, intake: FrameIntake, max_upload_bytes: int) -> Non
         "/frames",
         tags=["frames"],
         summary="Judge a part",
-        responses=_errors(400, 403, 408, 415, 422, 503)
+        responses=errors(400, 403, 408, 415, 422, 503)
         | {413: {"model": FrameAnswer, "description": "The picture is too large: the part is undecided"}},
         openapi_extra={"requestBody": body},
     )
@@ -183,7 +179,7 @@ def _add_live(app: FastAPI, feed: LiveFeed, stopping: threading.Event) -> None:
         "/live/last.jpg",
         tags=["live"],
         response_class=Response,
-        responses=_file("image/jpeg") | _errors(404, 422),
+        responses=_file("image/jpeg") | errors(404, 422),
         summary="The last part's picture",
     )
     def get_overlay(sequence: Annotated[int | None, Query(ge=1)] = None) -> Response:
@@ -203,7 +199,7 @@ def _add_records(app: FastAPI, store_path: Path, database: ReviewDatabase, evide
         "/verdicts/{verdict_id}",
         tags=["records"],
         response_model=VerdictMessage,
-        responses=_errors(404),
+        responses=errors(404),
         summary="A verdict",
     )
     def get_verdict(verdict_id: str) -> Response:
@@ -219,7 +215,7 @@ def _add_records(app: FastAPI, store_path: Path, database: ReviewDatabase, evide
         "/evidence/{name}",
         tags=["records"],
         response_class=Response,
-        responses=_file("*/*") | _errors(404),
+        responses=_file("*/*") | errors(404),
         summary="The picture of a part",
     )
     def get_evidence(name: str) -> Response:
@@ -237,7 +233,7 @@ def _add_records(app: FastAPI, store_path: Path, database: ReviewDatabase, evide
             raise HTTPException(404, f"evidence '{name}' has been pruned: its retention time is over") from None
         size = file.seek(0, 2)
         file.seek(0)
-        disposition = "inline" if media_type in _SHOWN_IN_BROWSER else "attachment"
+        disposition = "inline" if media_type in SHOWN_IN_BROWSER.values() else "attachment"
         headers = {
             "Content-Length": str(size),
             "Content-Disposition": f'{disposition}; filename="{name}"',

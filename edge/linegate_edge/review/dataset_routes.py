@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
 from linegate.dataset_version import Conflict, Counts, NearDuplicates, Sha256, VersionName
 from linegate.errors import DataError
 from linegate_edge.evidence import EvidenceFolder
+from linegate_edge.review.access.gate import Who
+from linegate_edge.review.answers import people_errors
 from linegate_edge.review.datasets import Datasets
-from linegate_edge.review.part_routes import actor_of, errors
 from linegate_edge.review.reviews import Reviews
 from linegate_edge.settings import StationSettings
 
@@ -53,11 +54,13 @@ def add_datasets(app: FastAPI, reviews: Reviews, evidence: EvidenceFolder, setti
     datasets = Datasets(reviews.database, reviews.trail, evidence, settings.datasets_folder)
     base = settings.review.base
 
-    @app.post("/api/v1/datasets", tags=["training"], status_code=201, responses=errors(409), summary="Make a data set version")
-    def make(request: Request, wanted: Annotated[DatasetRequest, ...]) -> DatasetMade:
+    @app.post(
+        "/api/v1/datasets", tags=["training"], status_code=201, responses=people_errors(409), summary="Make a data set version"
+    )
+    def make(who: Who, wanted: Annotated[DatasetRequest, ...]) -> DatasetMade:
         """Freeze all that was reviewed as a data set version; where nothing new was said, the one there is comes back."""
         try:
-            made = datasets.make(actor_of(request), name=wanted.name, base=base, note=wanted.note, settled=wanted.settled)
+            made = datasets.make(who, name=wanted.name, base=base, note=wanted.note, settled=wanted.settled)
         except DataError as error:
             raise HTTPException(409, str(error)) from None
         record = made.version.record

@@ -39,6 +39,7 @@ from linegate.dataset_version import (
     to_bytes,
 )
 from linegate.errors import DataError
+from linegate_edge.durable import sync_folder
 from linegate_edge.review.dataset_pictures import Gathered, Picture, ReviewedImage, gather
 from linegate_edge.review.dataset_split import Placed, own_group, place
 
@@ -187,10 +188,10 @@ def _write(out: Path, record: VersionRecord, gathered: Gathered, masks: dict[str
             _write_file(staging / name, data)
         _write_file(staging / VERSION_FILE, to_bytes(record))
         for folder in (staging / IMAGES, staging / MASKS, staging):
-            _sync(folder)
+            sync_folder(folder)
         version = Version.load(staging)
         staging.rename(place_of)
-        _sync(out)
+        sync_folder(out)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -240,7 +241,7 @@ def _write_manifest(out: Path, versions: Iterable[Version]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync(out)
+    sync_folder(out)
 
 
 @contextmanager
@@ -251,14 +252,6 @@ def _alone(out: Path) -> Iterator[None]:
         for leftover in out.glob(".*-v*-*"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a builder that was killed
         yield
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refused(out: Path, error: OSError) -> DataError:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from linegate.stages import Decision, Reason
 from linegate_edge.message import VerdictMessage
 from linegate_edge.review.decisions import Disposition
+from linegate_edge.sampling import Asked
 
 MAX_REGIONS = 500
 ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f/\\]{1,64}$")]
@@ -19,7 +20,6 @@ VerdictId = Annotated[str, Field(min_length=1, max_length=64)]
 ViewName = Annotated[str, Field(min_length=1, max_length=128)]
 Number = Annotated[int, Field(ge=1, le=2**62)]
 Pixel = Annotated[int, Field(ge=0, le=1_000_000)]
-Kind = Literal["fail", "undecided", "close", "audit"]
 
 
 class _Model(BaseModel):
@@ -44,7 +44,7 @@ class PartRow(_Model):
     view: str | None
     score: float | None
     threshold: float | None
-    queued: Kind | None
+    queued: Asked | None
     disposition: Disposition | None
     decided_class: str | None
     decision_number: int | None
@@ -131,7 +131,7 @@ class LendRequest(_Model):
 
     reader: str = Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")
     limit: int = Field(8, ge=1, le=200)
-    kind: Kind | None = None
+    kind: Asked | None = None
     defect_class: ClassName | None = None
     recipe: str | None = Field(None, max_length=128)
     order: Literal["newest", "oldest"] = "oldest"

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import apsw
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AwareDatetime
 
@@ -20,8 +20,9 @@ from linegate.errors import ImageError
 from linegate.stages import Decision
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.review import parts
-from linegate_edge.review.answers import ErrorAnswer
-from linegate_edge.review.audit import Actor, AuditTrail
+from linegate_edge.review.access.gate import Who
+from linegate_edge.review.answers import people_errors
+from linegate_edge.review.audit import AuditTrail
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.part_answers import LookAnswer, PartAnswer, PartPage, PartRow
 from linegate_edge.review.pictures import SHOWN_IN_BROWSER, PictureGoneError, converted, evidence_zip, why_not_shown
@@ -29,17 +30,6 @@ from linegate_edge.review.pictures import SHOWN_IN_BROWSER, PictureGoneError, co
 _FOREVER: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
 _MAX_SEQUENCE: Final = 2**62
 Text = Annotated[str | None, Query(min_length=1, max_length=256)]
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error answers of a route for its OpenAPI."""
-    return {status: {"model": ErrorAnswer} for status in (401, 403, 422, 503, *statuses)}
-
-
-def actor_of(request: Request) -> Actor:
-    """Return who asks."""
-    actor: Actor = request.state.actor
-    return actor
 
 
 def add_parts(app: FastAPI, database: ReviewDatabase, trail: AuditTrail, evidence: EvidenceFolder, *, max_pixels: int) -> None:
@@ -50,7 +40,7 @@ def add_parts(app: FastAPI, database: ReviewDatabase, trail: AuditTrail, evidenc
 
 
 def _add_search(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFolder) -> None:
-    @app.get("/api/v1/parts", tags=["parts"], responses=errors(), summary="Find parts")
+    @app.get("/api/v1/parts", tags=["parts"], responses=people_errors(), summary="Find parts")
     def search(
         serial: Text = None,
         decision: Decision | None = None,
@@ -84,7 +74,9 @@ def _add_search(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFolder
         rows = rows[:limit]
         return PartPage(items=tuple(PartRow(**row) for row in rows), next=rows[-1]["sequence"] if more else None)
 
-    @app.get("/api/v1/parts/{verdict_id}", tags=["parts"], response_model=PartAnswer, responses=errors(404), summary="A part")
+    @app.get(
+        "/api/v1/parts/{verdict_id}", tags=["parts"], response_model=PartAnswer, responses=people_errors(404), summary="A part"
+    )
     def get_part(verdict_id: str) -> Response:
         """Return all that is known of a part: its message, its looks as a page can show them, every decision and by whom."""
         with database.look() as db:
@@ -163,7 +155,7 @@ def _add_pictures(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFold
         "/api/v1/pictures/{name}",
         tags=["parts"],
         response_class=Response,
-        responses=png | errors(404),
+        responses=png | people_errors(404),
         summary="A picture that browsers do not draw, as PNG",
     )
     def get_picture(name: str) -> Response:
@@ -183,7 +175,7 @@ def _add_pictures(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFold
         "/api/v1/parts/{verdict_id}/heat-map.png",
         tags=["parts"],
         response_class=Response,
-        responses=png | errors(404),
+        responses=png | people_errors(404),
         summary="What the model saw",
     )
     def get_heat_map(verdict_id: str, view: Annotated[str, Query(min_length=1, max_length=128)]) -> Response:
@@ -201,7 +193,7 @@ def _add_pictures(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFold
         "/api/v1/parts/{verdict_id}/mask.png",
         tags=["parts"],
         response_class=Response,
-        responses=png | errors(404),
+        responses=png | people_errors(404),
         summary="What a person painted",
     )
     def get_mask(
@@ -229,10 +221,10 @@ def _add_download(app: FastAPI, database: ReviewDatabase, trail: AuditTrail, evi
         "/api/v1/parts/{verdict_id}/evidence.zip",
         tags=["parts"],
         response_class=StreamingResponse,
-        responses=zipped | errors(404),
+        responses=zipped | people_errors(404),
         summary="All that is known of a part, to take away",
     )
-    def get_zip(request: Request, verdict_id: str) -> StreamingResponse:
+    def get_zip(who: Who, verdict_id: str) -> StreamingResponse:
         """Return a zip of the part's pictures, heat maps, masks, message, decisions and audit lines, with SHA-256 of each.
 
         The download itself is a line in the audit trail; the zip names the trail's head after it.
@@ -254,11 +246,10 @@ def _add_download(app: FastAPI, database: ReviewDatabase, trail: AuditTrail, evi
                     sequence,
                 )
             }
-        actor = actor_of(request)
-        trail.add(actor, "download evidence", verdict_id, {"serial": serial})
+        trail.add(who, "download evidence", verdict_id, {"serial": serial})
         lines = [_plain(line) for line in reversed(trail.lines(subject=verdict_id, limit=10_000))]
         pieces = evidence_zip(
-            evidence, found["message"], found["decisions"], drawings, heat_maps, lines, trail.head(), by=actor.name
+            evidence, found["message"], found["decisions"], drawings, heat_maps, lines, trail.head(), by=who.name
         )
         name = f"linegate-{_file_name(serial)}-{verdict_id[:8]}.zip"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}

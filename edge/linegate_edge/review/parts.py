@@ -10,13 +10,14 @@ import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import apsw
 import numpy as np
 from numpy.typing import NDArray
 
 from linegate_edge.review.decisions import history
+from linegate_edge.sampling import Asked
 
 COLUMNS: Final = (
     "sequence, verdict_id, serial, decision, decided_at, recipe, package, part_type, batch, supplier_lot, defect_class, "
@@ -25,7 +26,6 @@ COLUMNS: Final = (
 _NAMES: Final = tuple(name.strip() for name in COLUMNS.split(","))
 _VERDICT_ID: Final = _NAMES.index("verdict_id")
 _REFERENCES: Final = 400
-Kind = Literal["fail", "undecided", "close", "audit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _span(db: apsw.Connection, wanted: PartFilter) -> tuple[int, int]:
 def waiting(
     db: apsw.Connection,
     *,
-    kind: Kind | None,
+    kind: Asked | None,
     defect_class: str | None,
     recipe: str | None,
     oldest_first: bool,

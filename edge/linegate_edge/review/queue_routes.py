@@ -11,11 +11,13 @@ import binascii
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import JSONResponse
 
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.review import parts
+from linegate_edge.review.access.gate import Who
+from linegate_edge.review.answers import people_errors
 from linegate_edge.review.audit import AuditTrail
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.decisions import DecisionError, DrawnRegion, Lending, NewDecision, decide, undo
@@ -31,7 +33,7 @@ from linegate_edge.review.part_answers import (
     QueueAnswer,
     UndoRequest,
 )
-from linegate_edge.review.part_routes import actor_of, details, errors
+from linegate_edge.review.part_routes import details
 from linegate_edge.review.pictures import checked_mask, picture_size
 
 
@@ -54,7 +56,9 @@ def _add_lending(
     lending: Lending,
     class_names: Callable[[], list[str]],
 ) -> None:
-    @app.post("/api/v1/queue/lend", tags=["review"], response_model=QueueAnswer, responses=errors(), summary="Parts to decide")
+    @app.post(
+        "/api/v1/queue/lend", tags=["review"], response_model=QueueAnswer, responses=people_errors(), summary="Parts to decide"
+    )
     def lend(wanted: LendRequest) -> Response:
         """Return parts that wait for a decision and lend them to this reader for three minutes, so that no other sees them."""
         with database.look() as db:
@@ -79,12 +83,14 @@ def _add_lending(
             known = [one for one in found if one is not None]
         return JSONResponse({"items": lent, "details": known, "waiting": count, "next": following})
 
-    @app.post("/api/v1/queue/give-back", tags=["review"], status_code=204, responses=errors(), summary="Parts not needed")
+    @app.post(
+        "/api/v1/queue/give-back", tags=["review"], status_code=204, responses=people_errors(), summary="Parts not needed"
+    )
     def give_back(wanted: GiveBackRequest) -> None:
         """Take parts back, so that others see them at once: a page calls it when it is left."""
         lending.give_back(wanted.reader, wanted.verdict_ids)
 
-    @app.get("/api/v1/choices", tags=["parts"], responses=errors(), summary="What there is to choose from")
+    @app.get("/api/v1/choices", tags=["parts"], responses=people_errors(), summary="What there is to choose from")
     def choices() -> ChoicesAnswer:
         """Return recipes, packages and defect classes; `class_keys` are the classes of the keys 1 to 9."""
         with database.look() as db:
@@ -95,29 +101,31 @@ def _add_lending(
 
 
 def _add_decisions(app: FastAPI, database: ReviewDatabase, trail: AuditTrail, evidence: EvidenceFolder) -> None:
-    @app.post("/api/v1/parts/{verdict_id}/decision", tags=["review"], responses=errors(404, 409), summary="Decide a part")
-    def post_decision(request: Request, verdict_id: str, wanted: DecisionRequest) -> Decided:
+    @app.post(
+        "/api/v1/parts/{verdict_id}/decision", tags=["review"], responses=people_errors(404, 409), summary="Decide a part"
+    )
+    def post_decision(who: Who, verdict_id: str, wanted: DecisionRequest) -> Decided:
         """Say what a part is: confirmed, a false reject, an escape, or a limit sample; with its class and regions.
 
         409 where somebody else has decided it since `follows`: nothing was changed.
         """
         new = _new_decision(database, evidence, verdict_id, wanted)
-        return Decided(number=_taken(lambda: decide(trail, actor_of(request), verdict_id, new)))
+        return Decided(number=_taken(lambda: decide(trail, who, verdict_id, new)))
 
-    @app.post("/api/v1/parts/{verdict_id}/undo", tags=["review"], responses=errors(404, 409), summary="Take it back")
-    def post_undo(request: Request, verdict_id: str, wanted: UndoRequest) -> Decided:
+    @app.post("/api/v1/parts/{verdict_id}/undo", tags=["review"], responses=people_errors(404, 409), summary="Take it back")
+    def post_undo(who: Who, verdict_id: str, wanted: UndoRequest) -> Decided:
         """Take the last decision on a part back, so that it waits again; both stay in its history."""
-        return Decided(number=_taken(lambda: undo(trail, actor_of(request), verdict_id, wanted.follows)))
+        return Decided(number=_taken(lambda: undo(trail, who, verdict_id, wanted.follows)))
 
-    @app.post("/api/v1/queue/decide", tags=["review"], responses=errors(), summary="Decide many parts")
-    def post_bulk(request: Request, wanted: BulkRequest) -> BulkAnswer:
+    @app.post("/api/v1/queue/decide", tags=["review"], responses=people_errors(), summary="Decide many parts")
+    def post_bulk(who: Who, wanted: BulkRequest) -> BulkAnswer:
         """Give many parts the same disposition; each is decided or refused on its own."""
         results = []
         for item in wanted.items:
             new = NewDecision(wanted.disposition, wanted.defect_class, comment=wanted.comment, follows=item.follows)
             number, refused = None, None
             try:
-                number = decide(trail, actor_of(request), item.verdict_id, new)
+                number = decide(trail, who, item.verdict_id, new)
             except DecisionError as error:
                 refused = str(error)
             results.append(BulkResult(verdict_id=item.verdict_id, number=number, error=refused))

@@ -15,12 +15,14 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import quote
 
+from fastapi import Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linegate.errors import AccessError, StoreError
@@ -48,6 +50,16 @@ class Caller:
     permissions: frozenset[Permission]
     session: Session | None = None
     secret: str | None = None
+
+
+def actor_of(request: Request) -> Actor:
+    """Return who asks, as the gate has found."""
+    actor: Actor = request.state.actor
+    return actor
+
+
+Who = Annotated[Actor, Depends(actor_of)]
+"""The parameter of a route that wants to know who asks."""
 
 
 class Gate:

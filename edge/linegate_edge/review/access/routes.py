@@ -25,7 +25,7 @@ from linegate_edge.review.access.policy import ROUTES
 from linegate_edge.review.access.roles import ROLES
 from linegate_edge.review.access.sessions import Session
 from linegate_edge.review.access.users import plain_name
-from linegate_edge.review.answers import ErrorAnswer
+from linegate_edge.review.answers import errors
 from linegate_edge.review.audit import NOBODY as NOBODY_AT_ALL
 from linegate_edge.review.audit import Actor, verify
 from linegate_edge.review.static import served_pages
@@ -42,10 +42,6 @@ class AuditQuery(BaseModel):
     before: int | None = Field(None, ge=1, le=2**62, description="`next` of the page before")
     subject: str | None = Field(None, min_length=1, max_length=256, description="Of this subject alone")
     limit: int = Field(100, ge=1, le=500, description="Lines a page")
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer} for status in sorted({*statuses, 422, 503})}
 
 
 def add_access(app: FastAPI, access: Access) -> None:
@@ -98,7 +94,7 @@ def _add_login(app: FastAPI, access: Access) -> None:
         "/api/v1/login",
         tags=["access"],
         summary="Log in",
-        responses=_errors(401, 403, 413, 429),
+        responses=errors(401, 403, 413, 429, 422, 503),
     )
     def post_login(request: Request, response: Response, login: answers.LoginRequest) -> answers.SessionAnswer:
         """Log in by name and password; the session is in the cookie `linegate_session`, its `csrf` in the answer.
@@ -138,19 +134,22 @@ def _add_login(app: FastAPI, access: Access) -> None:
         set_session_cookie(response, access, client, secret)
         return describe_session(access, _caller_of(session), next_path=next_path)
 
-    @app.get("/api/v1/session", tags=["access"], summary="Who is logged in", responses=_errors(401))
+    @app.get("/api/v1/session", tags=["access"], summary="Who is logged in", responses=errors(401, 422, 503))
     def get_session(request: Request) -> answers.SessionAnswer:
         """Return who asks and what they may do; without a login, what this address may do."""
         return describe_session(access, request.state.caller)
 
-    @app.post("/api/v1/logout", tags=["access"], summary="Log out", status_code=204, responses=_errors(401, 403))
+    @app.post("/api/v1/logout", tags=["access"], summary="Log out", status_code=204, responses=errors(401, 403, 422, 503))
     def post_logout(request: Request, response: Response) -> None:
         """End this session."""
         access.sessions.end(_session(request), request.state.client.address)
         response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
 
     @app.post(
-        "/api/v1/password", tags=["access"], summary="Change the own password", responses=_errors(401, 403, 409, 413, 429)
+        "/api/v1/password",
+        tags=["access"],
+        summary="Change the own password",
+        responses=errors(401, 403, 409, 413, 429, 422, 503),
     )
     def post_password(request: Request, response: Response, change: answers.PasswordRequest) -> answers.SessionAnswer:
         """Choose another password; all other sessions end, and this one gets a new cookie and a new `csrf`."""
@@ -199,20 +198,24 @@ def _add_users(app: FastAPI, access: Access) -> None:
                 return _user_answer(dataclasses.asdict(user), sessions)
         raise AccessError(f"there is no user '{name[:64]}'", 404)
 
-    @app.get("/api/v1/users", tags=["users"], summary="All users", responses=_errors(401, 403))
+    @app.get("/api/v1/users", tags=["users"], summary="All users", responses=errors(401, 403, 422, 503))
     def get_users() -> answers.UserList:
         """Return all users, disabled ones too: the audit trail names them."""
         return answers.UserList(
             items=tuple(_user_answer(dataclasses.asdict(user), sessions) for user, sessions in access.users.list())
         )
 
-    @app.post("/api/v1/users", tags=["users"], summary="Add a user", status_code=201, responses=_errors(401, 403, 409, 413))
+    @app.post(
+        "/api/v1/users", tags=["users"], summary="Add a user", status_code=201, responses=errors(401, 403, 409, 413, 422, 503)
+    )
     def post_user(request: Request, new: answers.NewUser) -> answers.ChangedUser:
         """Add somebody, who has to choose a password of their own at the first login."""
         made = access.users.add(request.state.actor, new.name, new.role, new.password)
         return answers.ChangedUser(user=answer(plain_name(new.name)), one_time_password=made)
 
-    @app.patch("/api/v1/users/{name}", tags=["users"], summary="Change a user", responses=_errors(401, 403, 404, 409, 413))
+    @app.patch(
+        "/api/v1/users/{name}", tags=["users"], summary="Change a user", responses=errors(401, 403, 404, 409, 413, 422, 503)
+    )
     def patch_user(request: Request, name: str, change: answers.UserChange) -> answers.ChangedUser:
         """Change role, or whether somebody may come in; give a one-time password; end all sessions.
 
@@ -240,19 +243,29 @@ def _user_answer(user: dict[str, Any], sessions: int) -> answers.UserAnswer:
 
 
 def _add_tokens(app: FastAPI, access: Access) -> None:
-    @app.get("/api/v1/tokens", tags=["users"], summary="All tokens", responses=_errors(401, 403))
+    @app.get("/api/v1/tokens", tags=["users"], summary="All tokens", responses=errors(401, 403, 422, 503))
     def get_tokens() -> answers.TokenList:
         """Return all tokens of machines, those that are over or revoked too."""
         return answers.TokenList(items=tuple(_token_answer(token) for token in access.tokens.list()))
 
-    @app.post("/api/v1/tokens", tags=["users"], summary="Make a token", status_code=201, responses=_errors(401, 403, 409, 413))
+    @app.post(
+        "/api/v1/tokens",
+        tags=["users"],
+        summary="Make a token",
+        status_code=201,
+        responses=errors(401, 403, 409, 413, 422, 503),
+    )
     def post_token(request: Request, new: answers.NewToken) -> answers.MadeToken:
         """Make a token for a camera, a gateway, Prometheus; what opens the door is in this answer alone."""
         secret, token = access.tokens.add(request.state.actor, new.name, new.role, new.days)
         return answers.MadeToken(token=_token_answer(token), secret=secret)
 
     @app.delete(
-        "/api/v1/tokens/{name}", tags=["users"], summary="Revoke a token", status_code=204, responses=_errors(401, 403, 404)
+        "/api/v1/tokens/{name}",
+        tags=["users"],
+        summary="Revoke a token",
+        status_code=204,
+        responses=errors(401, 403, 404, 422, 503),
     )
     def delete_token(request: Request, name: str) -> None:
         """End a token; it stays in the list, and its name is not given again."""
@@ -264,7 +277,7 @@ def _token_answer(token: Any) -> answers.TokenAnswer:
 
 
 def _add_audit(app: FastAPI, access: Access) -> None:
-    @app.get("/api/v1/audit", tags=["audit"], summary="The audit trail, page by page", responses=_errors(401, 403))
+    @app.get("/api/v1/audit", tags=["audit"], summary="The audit trail, page by page", responses=errors(401, 403, 422, 503))
     def get_audit(query: Annotated[AuditQuery, Query()]) -> answers.AuditPage:
         """Return lines of the trail, newest first, and where the page after it begins."""
         lines = access.trail.lines(before=query.before, subject=query.subject, limit=query.limit + 1)
@@ -272,13 +285,13 @@ def _add_audit(app: FastAPI, access: Access) -> None:
         items = [answers.AuditItem(**{**_fields(line), "detail": dict(line.detail)}) for line in lines[: query.limit]]
         return answers.AuditPage(items=tuple(items), next=items[-1].number if more else None)
 
-    @app.get("/api/v1/audit/head", tags=["audit"], summary="The last line's digest", responses=_errors(401, 403))
+    @app.get("/api/v1/audit/head", tags=["audit"], summary="The last line's digest", responses=errors(401, 403, 422, 503))
     def get_head() -> answers.AuditHead:
         """Return what to note elsewhere, so that the trail up to here can be proved later."""
         number, digest = access.trail.head()
         return answers.AuditHead(number=number, digest=digest)
 
-    @app.get("/api/v1/audit/verify", tags=["audit"], summary="Does the trail hold?", responses=_errors(401, 403))
+    @app.get("/api/v1/audit/verify", tags=["audit"], summary="Does the trail hold?", responses=errors(401, 403, 422, 503))
     def get_verify(
         noted: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="A digest noted earlier")] = None,
     ) -> answers.AuditVerdict:

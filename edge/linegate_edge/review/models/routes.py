@@ -11,16 +11,17 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Final
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from linegate.comparison import Comparison
 from linegate.errors import LinegateError, PackageError, ProviderError, StationError, StoreError
-from linegate_edge.review.answers import ErrorAnswer
+from linegate_edge.review.access.gate import Who
+from linegate_edge.review.answers import people_errors
 from linegate_edge.review.audit import Actor
 from linegate_edge.review.models.answers import (
     ApproveRequest,
@@ -39,18 +40,11 @@ from linegate_edge.review.models.room import ModelRoom
 from linegate_edge.review.models.run_record import OUT_FOLDER
 from linegate_edge.review.models.training_routes import add_training
 from linegate_edge.review.models.views import model_answer, models_answer, promotion_answer, shadow_answer
-from linegate_edge.review.part_routes import actor_of
 
 _UPLOAD_TIMEOUT_S: Final = 600.0
 _MAX_JSON_BYTES: Final = 64 * 1024
 _ZIP_TYPES: Final = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
-Who = Annotated[Actor, Depends(actor_of)]
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error answers of a route for its OpenAPI."""
-    return {status: {"model": ErrorAnswer} for status in (401, 403, 422, 503, *statuses)}
 
 
 @contextlib.contextmanager
@@ -78,7 +72,7 @@ def add_models(app: FastAPI, room: ModelRoom) -> None:
 
 
 def _add_shelf(app: FastAPI, room: ModelRoom) -> None:
-    @app.get("/api/v1/models", tags=["models"], responses=errors(), summary="All packages, and what judges each view")
+    @app.get("/api/v1/models", tags=["models"], responses=people_errors(), summary="All packages, and what judges each view")
     def get_models() -> ModelsAnswer:
         """Return the packages in service and on the shelf; champions first."""
         return models_answer(room)
@@ -93,7 +87,7 @@ def _add_shelf(app: FastAPI, room: ModelRoom) -> None:
         "/api/v1/models",
         tags=["models"],
         status_code=201,
-        responses=errors(404, 408, 409, 413, 415),
+        responses=people_errors(404, 408, 409, 413, 415),
         summary="Bring a package",
         openapi_extra={"requestBody": body},
     )
@@ -113,7 +107,7 @@ def _add_shelf(app: FastAPI, room: ModelRoom) -> None:
             await _receive(request, path, room.settings.review.max_package_mib * 2**20)
             return await run_in_threadpool(_import_upload, room, who, path)
 
-    @app.get("/api/v1/models/{digest}", tags=["models"], responses=errors(404), summary="One package")
+    @app.get("/api/v1/models/{digest}", tags=["models"], responses=people_errors(404), summary="One package")
     def get_model(digest: Digest) -> ModelAnswer:
         """Return one package with its card, comparison and approvals."""
         with refusals():
@@ -123,7 +117,7 @@ def _add_shelf(app: FastAPI, room: ModelRoom) -> None:
         "/api/v1/models/{digest}/card",
         tags=["models"],
         response_class=Response,
-        responses=errors(404) | {200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}},
+        responses=people_errors(404) | {200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}},
         summary="Its card",
     )
     def get_card(digest: Digest) -> Response:
@@ -138,7 +132,7 @@ def _add_comparison(app: FastAPI, room: ModelRoom) -> None:
         "/api/v1/models/{digest}/comparison",
         tags=["models"],
         response_model=Comparison,
-        responses=errors(404),
+        responses=people_errors(404),
         summary="How it does beside the champion",
     )
     def get_comparison(digest: Digest) -> Response:
@@ -152,7 +146,7 @@ def _add_comparison(app: FastAPI, room: ModelRoom) -> None:
         "/api/v1/models/{digest}/differences/{name}",
         tags=["models"],
         response_class=Response,
-        responses=errors(404) | {200: {"content": {"image/*": _BINARY}}},
+        responses=people_errors(404) | {200: {"content": {"image/*": _BINARY}}},
         summary="A part on which they differ",
     )
     def get_picture(digest: Digest, name: str) -> Response:
@@ -165,21 +159,27 @@ def _add_comparison(app: FastAPI, room: ModelRoom) -> None:
 
 
 def _add_promotions(app: FastAPI, room: ModelRoom) -> None:
-    @app.post("/api/v1/models/{digest}/approve", tags=["models"], responses=errors(404, 409), summary="Approve a package")
+    @app.post(
+        "/api/v1/models/{digest}/approve", tags=["models"], responses=people_errors(404, 409), summary="Approve a package"
+    )
     def approve(who: Who, digest: Digest, wanted: ApproveRequest) -> ModelAnswer:
         """Say that a package, with the comparison that it has now, is fit for the line."""
         with refusals():
             room.register.approve(who, digest, wanted.comment)
             return model_answer(room, digest)
 
-    @app.post("/api/v1/models/{digest}/withdraw", tags=["models"], responses=errors(404), summary="Take an approval back")
+    @app.post(
+        "/api/v1/models/{digest}/withdraw", tags=["models"], responses=people_errors(404), summary="Take an approval back"
+    )
     def withdraw(who: Who, digest: Digest) -> ModelAnswer:
         """Take one's own approval back; what was promoted stays."""
         with refusals():
             room.register.withdraw(who, digest)
             return model_answer(room, digest)
 
-    @app.post("/api/v1/models/{digest}/promote", tags=["models"], responses=errors(404, 409), summary="Promote a package")
+    @app.post(
+        "/api/v1/models/{digest}/promote", tags=["models"], responses=people_errors(404, 409), summary="Promote a package"
+    )
     def promote(who: Who, digest: Digest, wanted: PromoteRequest) -> PromotionAnswer:
         """Have a package judge a view from the next part on, by its own thresholds.
 
@@ -190,12 +190,14 @@ def _add_promotions(app: FastAPI, room: ModelRoom) -> None:
             done, note = room.promote(who, digest, place, wanted.override_reason)
             return promotion_answer(room, done, note)
 
-    @app.get("/api/v1/promotions", tags=["models"], responses=errors(), summary="All promotions")
+    @app.get("/api/v1/promotions", tags=["models"], responses=people_errors(), summary="All promotions")
     def get_promotions() -> PromotionsAnswer:
         """Return promotions and roll-backs, the newest first."""
         return PromotionsAnswer(items=tuple(promotion_answer(room, row) for row in room.promotions.listed()))
 
-    @app.post("/api/v1/promotions/{number}/roll-back", tags=["models"], responses=errors(404, 409), summary="Undo a promotion")
+    @app.post(
+        "/api/v1/promotions/{number}/roll-back", tags=["models"], responses=people_errors(404, 409), summary="Undo a promotion"
+    )
     def roll_back(who: Who, number: int, wanted: RollBackRequest) -> PromotionAnswer:
         """Have the package that judged before a promotion judge again, from the next part on."""
         with refusals():
@@ -204,14 +206,14 @@ def _add_promotions(app: FastAPI, room: ModelRoom) -> None:
 
 
 def _add_shadow(app: FastAPI, room: ModelRoom) -> None:
-    @app.post("/api/v1/models/{digest}/shadow", tags=["models"], responses=errors(404, 409), summary="Let it shadow")
+    @app.post("/api/v1/models/{digest}/shadow", tags=["models"], responses=people_errors(404, 409), summary="Let it shadow")
     def set_shadow(who: Who, digest: Digest, wanted: ShadowRequest) -> ShadowAnswer:
         """Have a candidate judge a view's frames after the champion, or no more; nothing of it is published."""
         with refusals():
             room.set_shadow(who, digest, (wanted.recipe, wanted.view), wanted.on)
             return shadow_answer(room, digest)
 
-    @app.get("/api/v1/models/{digest}/shadow", tags=["models"], responses=errors(404), summary="What it said")
+    @app.get("/api/v1/models/{digest}/shadow", tags=["models"], responses=people_errors(404), summary="What it said")
     def get_shadow(digest: Digest) -> ShadowAnswer:
         """Return how a candidate agrees with the champion, and the parts on which they differ."""
         return shadow_answer(room, digest)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from linegate.comparison import COMPARISON_FILE, Comparison, load_comparison
 from linegate.errors import DataError
+from linegate_edge.process_times import process_start
 
 RECORD_FILE: Final = "run.json"
 PROGRESS_FILE: Final = "progress.jsonl"
@@ -82,15 +83,6 @@ def write_record(folder: Path, record: RunRecord) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / RECORD_FILE)
-
-
-def process_start(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None: there is none, or only what is left of one."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])  # proc(5): state is field 3, the start time field 22
 
 
 def is_alive(record: RunRecord) -> bool:

@@ -30,6 +30,7 @@ from linegate.errors import LinegateError, PackageError
 from linegate.infer import Inspector
 from linegate.package import CARD_FILE, Manifest, ModelPackage
 from linegate.settings import describe
+from linegate_edge.durable import sync_folder
 from linegate_edge.review.models.contents import PACKAGE_FOLDER, PICTURE_NAME, Contents, read_contents
 
 _STAGING: Final = ".importing-"
@@ -173,7 +174,7 @@ class Shelf:
                 if contents.comparison is not None:
                     _write(staging / COMPARISON_FILE, contents.comparison)
                 for folder in (staging / PACKAGE_FOLDER, staging):
-                    _sync(folder)
+                    sync_folder(folder)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
@@ -189,7 +190,7 @@ class Shelf:
         if target.exists():
             target.rename(retired)
         staging.rename(target)
-        _sync(self.folder)
+        sync_folder(self.folder)
         shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -248,11 +249,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

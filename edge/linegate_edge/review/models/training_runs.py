@@ -22,6 +22,7 @@ from typing import Final
 
 from linegate.errors import StationError
 from linegate_edge.message import utc_now
+from linegate_edge.process_times import process_start
 from linegate_edge.review.audit import SYSTEM, Actor, AuditTrail
 from linegate_edge.review.models.run_record import (
     LOG_FILE,
@@ -30,7 +31,6 @@ from linegate_edge.review.models.run_record import (
     RunRecord,
     has_result,
     is_alive,
-    process_start,
     read_log,
     read_record,
     write_record,

@@ -32,6 +32,7 @@ let decidedCount = 0;
 let startedAt = null;
 let shownKey = "";
 let waiting = 0;
+let hears = true;
 const undoable = [];
 
 function readerOfThisTab() {
@@ -67,7 +68,7 @@ async function fetchMore() {
   const known = new Set(items.map((item) => item.row.verdict_id));
   const details = new Map(answer.details.map((detail) => [detail.part.verdict_id, detail]));
   for (const row of answer.items) {
-    if (!known.has(row.verdict_id)) items.push({ row, detail: details.get(row.verdict_id) ?? null, looks: [], promise: null, done: null });
+    if (!known.has(row.verdict_id)) items.push({ row, detail: details.get(row.verdict_id) ?? null, looks: [], promise: null, done: null, refused: null });
   }
   if (answer.items.length > 0) cursor = answer.items.at(-1).sequence;
   ended = answer.next === null;
@@ -176,6 +177,7 @@ function paint(item) {
   viewer.show(loaded ?? { look: null, fit: null, size: [4, 3], trouble: "the part has no picture", heat: null }, message?.regions ?? []);
   const last = item.detail.decisions.at(-1);
   if (last !== undefined && last.disposition !== null) viewer.put(last.regions.filter((region) => region.view === message?.view));
+  if (item.refused !== null) takeUp(item, message?.view);
   element("desk").removeAttribute("aria-busy");
   element("picture").dataset.verdictId = item.row.verdict_id; // a test, and a person with tools, can see which one is drawn
   const key = `${item.row.verdict_id}/${view}`;
@@ -219,6 +221,15 @@ function tell(item, message, last) {
   element("escape").disabled = row.decision !== "pass";
   element("false-reject").disabled = row.decision === "pass";
   say(`Part ${row.serial}, ${WORDS[row.decision]}`);
+}
+
+/** What was drawn and written for a decision that the station did not take is there again. */
+function takeUp(item, name) {
+  const { body } = item.refused;
+  viewer.put(body.regions.filter((region) => region.view === name));
+  for (const mask of body.masks ?? []) if (mask.view === name) viewer.putMask(mask.png);
+  element("comment").value = body.comment;
+  item.refused = null;
 }
 
 function chooseView(index) {
@@ -286,6 +297,7 @@ async function send(item, body, masked, name) {
     item.promise = null;
     item.detail = null;
     if (error.status !== 409) {
+      item.refused = { body };
       at = items.indexOf(item);
       show();
     }
@@ -512,6 +524,16 @@ async function refresh() {
   }
 }
 
+/** A queue that hears nothing says so, once, until it hears again. */
+function silent(error) {
+  if (hears) toast(`${error.message}: what waits is not known, and these parts may be shown to others`);
+  hears = false;
+}
+
+function heard() {
+  hears = true;
+}
+
 async function renew() {
   const open_ = items.slice(at, at + LENT).filter((item) => item.done === null);
   if (open_.length > 0) await api("POST", "/api/v1/queue/lend", { ...wanted(Math.min(200, open_.length + LENT)) });
@@ -543,8 +565,8 @@ async function start() {
   setHeat();
   await more();
   show();
-  setInterval(() => refresh().catch(() => {}), POLL_MS);
-  setInterval(() => renew().catch(() => {}), RENEW_MS);
+  setInterval(() => refresh().then(heard, silent), POLL_MS);
+  setInterval(() => renew().then(heard, silent), RENEW_MS);
 }
 
 start().catch((error) => toast(error.message));

@@ -137,6 +137,18 @@ export class Viewer {
     this.redraw();
   }
 
+  /** A painted mask, base64 of a PNG at the frame's size, to go on from. */
+  async putMask(png) {
+    const [width, height] = this.#loaded.size;
+    const blob = new Blob([Uint8Array.from(atob(png), (sign) => sign.charCodeAt(0))], { type: "image/png" });
+    const bitmap = await createImageBitmap(blob);
+    this.#mask = new OffscreenCanvas(width, height);
+    this.#mask.getContext("2d").drawImage(bitmap, 0, 0);
+    bitmap.close();
+    this.#painted = true;
+    this.redraw();
+  }
+
   drawn() {
     return { boxes: this.#boxes.map((box) => ({ ...box })), painted: this.#painted };
   }

@@ -17,7 +17,7 @@ import numpy as np
 from fastapi import FastAPI, Query
 
 from linegate_edge.message import utc_now
-from linegate_edge.review.answers import ErrorAnswer
+from linegate_edge.review.answers import people_errors
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.quality import answers, counts, drift
 from linegate_edge.review.quality.control import control_chart
@@ -30,7 +30,7 @@ CONFIDENCE: Final = 0.95
 REFERENCE_PARTS: Final = 500
 """So many first parts of a package are what its later scores are compared with."""
 _FEW_SCORES: Final = 50
-_ERRORS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": ErrorAnswer} for status in (401, 403, 422, 503)}
+_ERRORS: Final = people_errors()
 _NOTE: Final = (
     "Counted on reviewed parts alone. What nobody has looked at is in none of the counts: there are more escapes than shown, "
     "and a lower threshold rejects more good parts than shown."
