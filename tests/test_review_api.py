@@ -166,6 +166,7 @@ def test_boxes_and_masks_are_kept_as_they_were_drawn(client: httpx.Client) -> No
         ({"masks": [{"view": "main", "png": base64.b64encode(b"GIF89a" * 20).decode()}]}, "no PNG"),
         ({"masks": [{"view": "main", "png": png(np.zeros((9, 9), np.uint8))}]}, "draw it at that size"),
         ({"colour": "red"}, "colour"),
+        ({"defect_class": "good"}, "is no class of defects"),
     ],
 )
 def test_what_does_not_fit_the_picture_is_one_clear_line(client: httpx.Client, drawn: dict[str, Any], words: str) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from linegate.errors import LinegateError
 from linegate_edge.bench_commands import register_benchmarks
+from linegate_edge.dataset_commands import register_dataset
 from linegate_edge.logs import FORMAT_VARIABLE, FORMATS, choose_format, log_to_stderr
 from linegate_edge.model_commands import register_models
 from linegate_edge.people_commands import register_people
-from linegate_edge.review.dataset_commands import register_dataset
 from linegate_edge.whole_numbers import count, port
 
 log = logging.getLogger("linegate")

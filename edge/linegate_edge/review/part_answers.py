@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from linegate.dataset_version import GOOD
 from linegate.stages import Decision, Reason
 from linegate_edge.message import VerdictMessage
 from linegate_edge.review.decisions import Disposition
 from linegate_edge.sampling import Asked
 
 MAX_REGIONS = 500
-ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f/\\]{1,64}$")]
+
+
+def _is_a_defect(name: str) -> str:
+    if name == GOOD:
+        raise ValueError(f"'{GOOD}' is no class of defects: say false_reject, or confirm a part that passed")
+    return name
+
+
+ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f/\\]{1,64}$"), AfterValidator(_is_a_defect)]
 VerdictId = Annotated[str, Field(min_length=1, max_length=64)]
 ViewName = Annotated[str, Field(min_length=1, max_length=128)]
 Number = Annotated[int, Field(ge=1, le=2**62)]

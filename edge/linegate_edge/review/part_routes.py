@@ -25,7 +25,7 @@ from linegate_edge.review.answers import people_errors
 from linegate_edge.review.audit import AuditTrail
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.part_answers import LookAnswer, PartAnswer, PartPage, PartRow
-from linegate_edge.review.pictures import SHOWN_IN_BROWSER, PictureGoneError, converted, evidence_zip, why_not_shown
+from linegate_edge.review.pictures import SHOWN_IN_BROWSER, PictureGoneError, converted, evidence_zip
 
 _FOREVER: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
 _MAX_SEQUENCE: Final = 2**62
@@ -169,7 +169,7 @@ def _add_pictures(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFold
         except PictureGoneError as error:
             raise HTTPException(404, str(error)) from None
         except ImageError as error:
-            raise HTTPException(422, why_not_shown(error)) from None
+            raise HTTPException(422, f"the picture cannot be shown: {error}") from None
 
     @app.get(
         "/api/v1/parts/{verdict_id}/heat-map.png",

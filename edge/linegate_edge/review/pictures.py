@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+from PIL import Image as PillowImage
 
-from linegate.errors import ImageError
 from linegate.images import decode_image, encode_png
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.message import utc_now
@@ -165,13 +165,6 @@ def _safe(name: str) -> str:
 
 def picture_size(path: Path) -> tuple[int, int] | None:
     """Return width and height of a picture file by its header, or None."""
-    from PIL import Image as PillowImage
-
     with contextlib.suppress(OSError, SyntaxError, ValueError), PillowImage.open(path) as picture:
         return picture.size
     return None
-
-
-def why_not_shown(error: ImageError) -> str:
-    """Return in one line why a picture cannot be shown."""
-    return f"the picture cannot be shown: {error}"

@@ -25,12 +25,12 @@ import apsw
 import cv2
 import numpy as np
 
-from linegate.dataset_version import VersionBox
+from linegate.dataset_version import GOOD, VersionBox
+from linegate.images import SUFFIX_OF_MEDIA_TYPE
 from linegate_edge.evidence import EvidenceFolder
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.dataset_pictures import ReviewedImage
 
-GOOD: Final = "good"
 UNNAMED: Final = "defect"
 """The class of a defect that nobody named."""
 
@@ -158,7 +158,5 @@ def _image(word: _Word, view: dict[str, Any], evidence: EvidenceFolder, file: st
 
 
 def _media_type(file: str) -> str:
-    from linegate.images import SUFFIX_OF_MEDIA_TYPE
-
     suffix = f".{file.rsplit('.', 1)[-1]}"
     return next((kind for kind, own in SUFFIX_OF_MEDIA_TYPE.items() if own == suffix), "application/octet-stream")
