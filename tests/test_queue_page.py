@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from conftest import SIZE, WATCH_POLICY, MakeStation, encode, free_port, open_session, signed_in, submit, wait_until
 from linegate_edge.review.access.client import COOKIE
@@ -369,6 +369,22 @@ def test_what_was_asked_for_stands_in_the_address(open_page: OpenPage) -> None:
     page.reload()
     expect(page.locator("#rows tr")).to_have_count(6)
     expect(page.get_by_label("Verdict")).to_have_value("fail")
+
+
+def test_an_answer_that_comes_after_a_newer_one_is_dropped(open_page: OpenPage) -> None:
+    page = open_page("/parts")
+    expect(page.locator("#rows tr")).to_have_count(50)
+    late: list[Route] = []
+    page.route("**/api/v1/parts?decision=fail", lambda route: late.append(route))
+    page.get_by_label("Verdict").select_option("fail")
+    wait_until(lambda: page.evaluate("true") and late, what="the first question")
+    page.get_by_label("Verdict").select_option("undecided")
+    expect(page.locator("#found")).to_have_text("No part is like this.")
+    with page.expect_response("**/api/v1/parts?decision=fail") as answered:
+        late[0].continue_()
+    answered.value.finished()
+    page.wait_for_timeout(300)
+    expect(page.locator("#rows tr")).to_have_count(0)
 
 
 def test_the_pages_fit_a_tablet_and_name_their_controls(open_page: OpenPage) -> None:

@@ -3,11 +3,12 @@
 // Rules kept here: what was made once (a password, a token) is shown once, and not kept by the page; what takes something away
 // from somebody is asked about first; after each change the page shows what the station says, not what it thinks.
 
-import { api, element, make, moment, open, say, toast } from "/assets/shell.js";
+import { api, element, make, moment, open, say, toast, turns } from "/assets/shell.js";
 
 const PEOPLE = ["operator", "quality", "ml", "auditor", "admin"];
 let me = null;
 let before = null;
+const takeTurn = turns();
 
 const mayManage = () => me.permissions.includes("users");
 
@@ -138,7 +139,9 @@ element("new-token").addEventListener("submit", (event) => {
 // -- the audit trail ------------------------------------------------------------------------------------------------
 
 async function showAudit(older = false) {
+  const newest = takeTurn();
   const { items, next } = await api("GET", older ? `/api/v1/audit?before=${before}` : "/api/v1/audit");
+  if (!newest()) return;
   const rows = items.map(auditRow);
   if (older) element("audit-rows").append(...rows);
   else element("audit-rows").replaceChildren(...rows);

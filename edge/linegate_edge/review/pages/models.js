@@ -3,13 +3,15 @@
 // Rules kept here: a section is drawn anew only when what it shows has changed, so that focus and open parts stay; every change
 // is asked for in a dialog that says what will happen; a refusal is shown in the station's own words.
 
-import { api, element, make, moment, open, say, toast } from "/assets/shell.js";
+import { api, element, make, moment, open, say, toast, turns } from "/assets/shell.js";
 import { candidate, chip, closePictures } from "/assets/models_candidate.js";
 import { ask } from "/assets/models_ask.js";
 import { datasets, runs } from "/assets/models_training.js";
 
 const MODELS_EVERY_MS = 4000;
 const RUNS_EVERY_MS = 1000;
+const takeTurn = turns();
+let underWay = 0;
 const drawn = new Map();
 const state = { models: null, promotions: [], training: { items: [] }, datasets: { items: [], broken: [] } };
 
@@ -27,17 +29,23 @@ function draw(id, content, nodes) {
 }
 
 async function refresh() {
+  const newest = takeTurn();
+  underWay += 1;
   try {
     const [models, promotions] = await Promise.all([api("GET", "/api/v1/models"), api("GET", "/api/v1/promotions")]);
+    if (!newest()) return;
     state.models = models;
     state.promotions = promotions.items;
     const shadowed = models.models.filter((model) => model.shadows.length > 0 || model.state !== "champion");
     const answers = await Promise.all(shadowed.map((model) => api("GET", `/api/v1/models/${model.digest}/shadow`)));
+    if (!newest()) return;
     state.shadows = new Map(answers.map((answer) => [answer.digest, answer]));
     drawAll();
     document.documentElement.dataset.link = "open";
   } catch (error) {
-    lost(error);
+    if (newest()) lost(error);
+  } finally {
+    underWay -= 1;
   }
 }
 
@@ -238,7 +246,9 @@ element("upload").hidden = !may("models_write");
 closePictures();
 await Promise.all([refresh(), refreshRuns(), refreshDatasets()]);
 document.documentElement.dataset.ready = "true";
-setInterval(refresh, MODELS_EVERY_MS);
+setInterval(() => {
+  if (underWay === 0) refresh();
+}, MODELS_EVERY_MS);
 setInterval(() => {
   if (!document.hidden) refreshRuns();
 }, RUNS_EVERY_MS);

@@ -3,11 +3,12 @@
 // Rules kept here: what was asked for stands in the address, so that it can be kept and sent; times are asked for and shown on the
 // clocks of whoever looks, and told to the station with their zone.
 
-import { api, element, make, moment, open, say, toast } from "/assets/shell.js";
+import { api, element, make, moment, open, say, toast, turns } from "/assets/shell.js";
 
 const FIELDS = ["serial", "since", "until", "decision", "defect_class", "recipe", "package", "batch", "disposition"];
 const WORDS = { pass: "passed", fail: "failed", undecided: "undecided" };
 let before = null;
+const takeTurn = turns();
 
 function asked() {
   const query = new URLSearchParams();
@@ -34,10 +35,10 @@ async function find(more = false) {
   const query = new URLSearchParams(shown);
   for (const name of ["since", "until"]) if (query.has(name)) query.set(name, new Date(query.get(name)).toISOString());
   if (more) query.set("before", before);
-  const button = element("find");
-  button.disabled = true;
+  const newest = takeTurn();
   try {
     const page = await api("GET", `/api/v1/parts?${query}`);
+    if (!newest()) return;
     const rows = page.items.map(row);
     more ? element("rows").append(...rows) : element("rows").replaceChildren(...rows);
     before = page.next;
@@ -47,9 +48,7 @@ async function find(more = false) {
     if (more) rows[0]?.querySelector("a").focus();
     say(element("found").textContent);
   } catch (error) {
-    toast(error.message);
-  } finally {
-    button.disabled = false;
+    if (newest()) toast(error.message);
   }
 }
 

@@ -3,7 +3,7 @@
 // Rules kept here: the page computes no statistic; what is drawn is also there as a table; a block that gets an error says it in
 // its own place, and the others go on; what was chosen stands in the address, so that a view can be sent to somebody.
 
-import { api, element, make, open, say, toast } from "/assets/shell.js";
+import { api, element, make, open, say, toast, turns } from "/assets/shell.js";
 import { controlChart, intervals, keepDrawn, paretoChart, thresholdCurves } from "/assets/quality_charts.js";
 
 const CHOICES = ["days", "package", "period", "by", "last"];
@@ -57,23 +57,23 @@ function question(path, ...names) {
   return `/api/v1/quality/${path}?${query}`;
 }
 
-const asked = {};
+const takers = {};
 
 /** Fill a block with the answer of a question; an older answer that comes late is dropped. */
 async function fill(block, path, show) {
   const panel = element(block);
-  const turn = (asked[block] = (asked[block] ?? 0) + 1);
+  const newest = (takers[block] ??= turns())();
   panel.setAttribute("aria-busy", "true");
   try {
     const answer = await api("GET", path);
-    if (turn === asked[block]) show(answer);
+    if (newest()) show(answer);
   } catch (error) {
-    if (turn !== asked[block]) return;
+    if (!newest()) return;
     const place = panel.querySelector(".plot, .scroll");
     if (place) place.replaceChildren(make("p", { className: "nothing error" }, error.message));
     else toast(error.message);
   } finally {
-    if (turn === asked[block]) panel.removeAttribute("aria-busy");
+    if (newest()) panel.removeAttribute("aria-busy");
   }
 }
 

@@ -8,7 +8,8 @@
 //   try { await api("POST", "/api/v1/…", {…}); say("Confirmed"); } catch (error) { toast(error.message); }
 //   list.replaceChildren(make("li", { className: "row" }, "text", node));
 //
-// Rules kept here: texts from the station are set as text, never as markup; an error of the station is shown in its own words.
+// Rules kept here: texts from the station are set as text, never as markup; an error of the station is shown in its own words; an
+// answer that a newer question has overtaken is dropped (`turns`).
 
 export const element = (id) => document.getElementById(id);
 const TOAST_MS = 5000;
@@ -58,6 +59,15 @@ export async function api(method, path, body) {
 export async function readSession() {
   session = await api("GET", "/api/v1/session");
   return session;
+}
+
+/** Make a taker of turns: `const newest = takeTurn()` before a question, `newest()` after it says whether none was asked since. */
+export function turns() {
+  let last = 0;
+  return () => {
+    const turn = ++last;
+    return () => turn === last;
+  };
 }
 
 /** Fill the header for the page of this name and return the session. */
