@@ -47,7 +47,7 @@ class ReviewDatabase:
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # password hashes lie in it
             self._db = apsw.Connection(str(self.path))
             self._db.set_busy_timeout(5_000)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-4096"):
+            for pragma in ("journal_mode=WAL", "foreign_keys=ON", "cache_size=-4096"):
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
             self._migrate()
         except (apsw.Error, OSError) as error:
@@ -63,14 +63,19 @@ class ReviewDatabase:
                 db.execute(f"{script}; PRAGMA user_version={number}")
 
     @contextlib.contextmanager
-    def change(self) -> Iterator[apsw.Connection]:
+    def change(self, *, durable: bool = True) -> Iterator[apsw.Connection]:
         """Commit durably what is done inside, or, where it raises, nothing of it.
+
+        What is not `durable` is on the disk with the next change that is, or with the next checkpoint: a power cut may undo it,
+        whole changes at a time, the last ones first.
 
         Raises:
             StoreError: the disk is full or broken; nothing was changed.
         """
         with self._lock:
             try:
+                # In WAL mode NORMAL leaves out the fsync of a commit and nothing else: https://sqlite.org/pragma.html#pragma_synchronous
+                self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db

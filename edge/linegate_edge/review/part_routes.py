@@ -80,13 +80,15 @@ def _add_search(app: FastAPI, database: ReviewDatabase, evidence: EvidenceFolder
     def get_part(verdict_id: str) -> Response:
         """Return all that is known of a part: its message, its looks as a page can show them, every decision and by whom."""
         with database.look() as db:
-            made = details(db, verdict_id, evidence)
+            made = details(db, verdict_id, evidence, parts.GoodParts(db))
         if made is None:
             raise HTTPException(404, f"this station has no part with the verdict '{verdict_id[:64]}'")
         return JSONResponse(made)
 
 
-def details(db: apsw.Connection, verdict_id: str, evidence: EvidenceFolder, heat_maps: bool = False) -> dict[str, Any] | None:
+def details(
+    db: apsw.Connection, verdict_id: str, evidence: EvidenceFolder, good: parts.GoodParts, heat_maps: bool = False
+) -> dict[str, Any] | None:
     """Return all that is known of a part as a `PartAnswer` has it, with its heat maps where they are asked for, or None.
 
     The message is as it was stored: an older release may have written fewer fields.
@@ -97,7 +99,7 @@ def details(db: apsw.Connection, verdict_id: str, evidence: EvidenceFolder, heat
     looks = []
     for view in found["message"]["views"]:
         name = view["view"]
-        reference = parts.reference(db, verdict_id, name) if name in found["looks"] else None
+        reference = good.nearest(verdict_id, name) if name in found["looks"] else None
         look = _look(found, view, reference, evidence).model_dump(mode="json")
         if heat_maps and name in found["looks"]:
             heat = parts.heat_map(db, verdict_id, name)

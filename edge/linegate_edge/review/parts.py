@@ -171,45 +171,61 @@ def heat_map(db: apsw.Connection, verdict_id: str, view: str) -> bytes | None:
     return bytes(rows[0][0]) if rows else None
 
 
-def reference(db: apsw.Connection, verdict_id: str, view: str) -> tuple[str, str] | None:
-    """Return verdict id and evidence URI of the good part that looks most like this one, by the same recipe and view.
+class GoodParts:
+    """Finds good parts to compare others with; what one view and recipe have is read once, for as long as this is kept.
 
     Compared are the thumbnails of the last few hundred good parts whose pictures are kept, by the mean absolute difference
     after each one's own mean was taken out, for the light may have changed since.
     """
-    own_rows = _rows(
-        db,
-        "SELECT p.sequence, p.recipe, t.thumbnail FROM part p JOIN line.trace t USING (sequence) "
-        "WHERE p.verdict_id = ? AND t.view = ?",
-        verdict_id,
-        view,
-    )
-    if not own_rows:
-        return None
-    sequence, recipe, thumbnail = own_rows[0]
-    good = _rows(
-        db,
-        "SELECT t.sequence, t.thumbnail FROM (SELECT sequence, thumbnail FROM line.trace WHERE view = ?1 "
-        "ORDER BY sequence DESC LIMIT 5000) t JOIN part p USING (sequence) WHERE p.recipe = ?2 AND p.sequence <> ?3 "
-        "AND (p.disposition = 'false_reject' OR p.decision = 'pass' AND coalesce(p.disposition, '') <> 'escape') LIMIT ?4",
-        view,
-        recipe,
-        sequence,
-        _REFERENCES,
-    )
-    if not good:
-        return None
-    thumbnails = np.frombuffer(b"".join(bytes(blob) for _, blob in good), np.uint8).reshape(len(good), -1).astype(np.float32)
-    own = np.frombuffer(bytes(thumbnail), np.uint8).astype(np.float32)
-    distances = np.abs(_level(thumbnails) - _level(own[np.newaxis])).mean(axis=1)
-    nearest = good[int(np.argmin(distances))][0]
-    found, text = _rows(db, "SELECT verdict_id, message FROM line.verdict WHERE sequence = ?", nearest)[0]
-    uri = next((look["image_uri"] for look in json.loads(text)["views"] if look["view"] == view), None)
-    return None if uri is None else (found, uri)
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+        self._read: dict[tuple[str, str], tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+
+    def nearest(self, verdict_id: str, view: str) -> tuple[str, str] | None:
+        """Return verdict id and evidence URI of the good part that looks most like this one, by the same recipe and view."""
+        own = _rows(
+            self._db,
+            "SELECT p.sequence, p.recipe, t.thumbnail FROM part p JOIN line.trace t USING (sequence) "
+            "WHERE p.verdict_id = ? AND t.view = ?",
+            verdict_id,
+            view,
+        )
+        if not own:
+            return None
+        sequence, recipe, thumbnail = own[0]
+        if (view, recipe) not in self._read:
+            self._read[view, recipe] = self._of(view, recipe)
+        sequences, thumbnails = self._read[view, recipe]
+        others = sequences != sequence
+        if not others.any():
+            return None
+        distances = np.abs(thumbnails - _levelled([thumbnail])).mean(axis=1)
+        nearest = int(sequences[np.where(others, distances, np.inf).argmin()])
+        found, text = _rows(self._db, "SELECT verdict_id, message FROM line.verdict WHERE sequence = ?", nearest)[0]
+        uri = next((look["image_uri"] for look in json.loads(text)["views"] if look["view"] == view), None)
+        return None if uri is None else (found, uri)
+
+    def _of(self, view: str, recipe: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return sequence numbers, shape (n,), and thumbnails without their means, shape (n, pixels)."""
+        rows = _rows(
+            self._db,
+            "SELECT t.sequence, t.thumbnail FROM (SELECT sequence, thumbnail FROM line.trace WHERE view = ?1 "
+            "ORDER BY sequence DESC LIMIT 5000) t JOIN part p USING (sequence) WHERE p.recipe = ?2 "
+            "AND (p.disposition = 'false_reject' OR p.decision = 'pass' AND coalesce(p.disposition, '') <> 'escape') LIMIT ?3",
+            view,
+            recipe,
+            _REFERENCES,
+        )
+        return np.array([sequence for sequence, _ in rows], np.int64), _levelled([blob for _, blob in rows])
 
 
-def _level(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(thumbnails - thumbnails.mean(axis=1, keepdims=True), np.float32)
+def _levelled(blobs: list[bytes]) -> NDArray[np.float32]:
+    if not blobs:
+        return np.empty((0, 0), np.float32)
+    thumbnails = np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), -1).astype(np.float32)
+    thumbnails -= thumbnails.mean(axis=1, keepdims=True)
+    return thumbnails
 
 
 def known_values(db: apsw.Connection) -> dict[str, list[str]]:

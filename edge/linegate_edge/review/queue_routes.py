@@ -79,7 +79,8 @@ def _add_lending(
         known: list[dict[str, Any]] = []
         if wanted.details:
             with database.look() as db:
-                found = [details(db, row["verdict_id"], evidence, heat_maps=True) for row in lent]
+                good = parts.GoodParts(db)
+                found = [details(db, row["verdict_id"], evidence, good, heat_maps=True) for row in lent]
             known = [one for one in found if one is not None]
         return JSONResponse({"items": lent, "details": known, "waiting": count, "next": following})
 
@@ -102,15 +103,20 @@ def _add_lending(
 
 def _add_decisions(app: FastAPI, database: ReviewDatabase, trail: AuditTrail, evidence: EvidenceFolder) -> None:
     @app.post(
-        "/api/v1/parts/{verdict_id}/decision", tags=["review"], responses=people_errors(404, 409), summary="Decide a part"
+        "/api/v1/parts/{verdict_id}/decision",
+        tags=["review"],
+        response_model=Decided,
+        responses=people_errors(404, 409),
+        summary="Decide a part",
     )
-    def post_decision(who: Who, verdict_id: str, wanted: DecisionRequest) -> Decided:
+    def post_decision(who: Who, verdict_id: str, wanted: DecisionRequest) -> Response:
         """Say what a part is: confirmed, a false reject, an escape, or a limit sample; with its class and regions.
 
         409 where somebody else has decided it since `follows`: nothing was changed.
         """
         new = _new_decision(database, evidence, verdict_id, wanted)
-        return Decided(number=_taken(lambda: decide(trail, who, verdict_id, new)))
+        # A response as it is: to check a model costs another turn on a thread, in which a full line would be.
+        return JSONResponse({"number": _taken(lambda: decide(trail, who, verdict_id, new))})
 
     @app.post("/api/v1/parts/{verdict_id}/undo", tags=["review"], responses=people_errors(404, 409), summary="Take it back")
     def post_undo(who: Who, verdict_id: str, wanted: UndoRequest) -> Decided:
