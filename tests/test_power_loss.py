@@ -19,6 +19,7 @@ import pytest
 
 from linegate.stages import Part
 from linegate_edge.changes import Changes, NewVerdict, OpenTrigger
+from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.store import DATABASE_FILE, Store, StoreReader
 
 TOPIC = "a/b/c/d/e"
@@ -212,6 +213,26 @@ def test_a_commit_returns_only_after_its_fsync(tmp_path: Path, disk: Disk) -> No
             assert (WAL_FILE, "sync", -1) in done[:first_copied]
             assert done[-1] == (DATABASE_FILE, "sync", -1)
     assert copied > 1
+
+
+def test_only_the_index_of_parts_leaves_out_the_fsync_and_the_next_decision_makes_up_for_it(tmp_path: Path, disk: Disk) -> None:
+    database = ReviewDatabase(tmp_path)
+    wal_file = f"{database.path.name}-wal"
+
+    def done_by(*, durable: bool) -> list[str]:
+        disk.done.clear()
+        with database.change(durable=durable) as db:
+            db.execute("INSERT INTO state VALUES (hex(randomblob(16)), '')")
+        return [what for name, what, _ in disk.done if name == wal_file]
+
+    done_by(durable=True)
+    for durable in (False, True, False, True):
+        done = done_by(durable=durable)
+        assert "write" in done
+        # An fsync is of the whole file, so it covers what was written before without one.
+        assert (done[-1] == "sync") == durable
+        assert ("sync" in done) == durable
+    database.close()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
