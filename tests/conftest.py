@@ -87,7 +87,7 @@ def free_port() -> int:
     raise AssertionError("no port of 20,000 to 32,000 is free on loopback")
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
     """Return as soon as the condition holds.
 
     Raises:

@@ -192,7 +192,7 @@ def test_from_the_queue_to_a_promoted_model_and_back(
     expect(card.get_by_role("button", name="Shadow off")).to_be_visible()
     assert set(judge(station, photographs, ALONG_THE_LINE, 6)) == {champion}
     with station.reviews.database.look() as db:
-        wait_until(lambda: (db.execute("SELECT count(*) FROM shadow").fetchone() or (0,))[0], 20, "verdicts in the shadow")
+        wait_until(lambda: (db.execute("SELECT count(*) FROM shadow").fetchone() or (0,))[0], 180, "verdicts in the shadow")
 
     # The quality engineer approves and promotes; the next part is judged by it.
     anna.goto(f"{station.address}models")
