@@ -184,20 +184,22 @@ def find_regions(
 
     Boxes are in frame pixels, laid over `roi_xyxy`; regions under `min_region_share` of the map's area are dropped.
     """
-    mask = (anomaly_map >= threshold).astype(np.uint8)
-    if not mask.any():
+    above = anomaly_map >= threshold
+    if not above.any():
         return ()
-    count, labelled, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    # With labels of 32 bits OpenCV would go over to threads, which a map of so few cells does not repay.
+    kind = cv2.CV_16U if above.size < 2**16 else cv2.CV_32S
+    count, labelled, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8, ltype=kind)
     left, top, right, bottom = roi_xyxy
     height, width = anomaly_map.shape
     scale_x, scale_y = (right - left) / width, (bottom - top) / height
     regions = []
     for index in range(1, count):
-        x, y, box_width, box_height, area = (int(value) for value in stats[index])
+        x, y, box_width, box_height, area = stats[index].tolist()
         if area < min_region_share * width * height:
             continue
         inside = labelled[y : y + box_height, x : x + box_width] == index
-        score = float(anomaly_map[y : y + box_height, x : x + box_width][inside].max())
+        score = cv2.minMaxLoc(anomaly_map[y : y + box_height, x : x + box_width], inside.view(np.uint8))[1]
         box = (
             left + int(x * scale_x),
             top + int(y * scale_y),
