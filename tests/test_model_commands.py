@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import getpass
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from conftest import MakeStation, submit, write_spot_package
 from linegate.cli import main
+from linegate.errors import PackageError
 from linegate_edge.review.audit import verify
+from linegate_edge.station import Station
 from models_world import NO_BROKER, World, write_run
 
 
@@ -54,6 +57,31 @@ def test_a_package_goes_its_whole_way_from_the_command_line(
         assert {(line.actor, line.role) for line in lines} == {(getpass.getuser(), "console")}
     finally:
         closed.close()
+    assert verify(closed.settings.station.store).problem is None
+
+
+def test_a_promotion_whose_package_is_gone_is_told_and_rolled_back(
+    closed: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = write_run(tmp_path / "run", closed.champion, threshold=0.5)
+    station, digits = closed.path, package.digest[:8]
+    assert run(capsys, "model", "import", station, tmp_path / "run")[0] == 0
+    assert run(capsys, "model", "approve", station, digits)[0] == 0
+    assert run(capsys, "model", "promote", station, digits, "--recipe", "default")[0] == 0
+    shelved = closed.room.shelf.location(package.digest)
+    shutil.rmtree(shelved)
+
+    with pytest.raises(PackageError, match=r"the promoted package is gone: .*; put it back, or undo the promotion"):
+        Station(closed.settings)
+    status, out, err = run(capsys, "model", "list", station)
+    assert (status, err.count("\n")) == (0, 1)
+    assert f"spots 1.0.0 ({package.digest[:12]}) of promotion 1 is not in {shelved} any more" in err
+    status, _, err = run(capsys, "model", "promote", station, digits, "--recipe", "default")
+    assert (status, err.count("\n")) == (2, 1)
+    status, out, err = run(capsys, "model", "roll-back", station, 1)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"promotion 1 is undone: spots 1.0.0 ({closed.champion.digest[:12]}) judges default/main")
+    Station(closed.settings).stop()
     assert verify(closed.settings.station.store).problem is None
 
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import getpass
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def _actor() -> Any:
 
 
 @contextlib.contextmanager
-def _room(path: Path, *, changes: bool) -> Iterator[Any]:
+def _room(path: Path, *, changes: bool, whole: bool = False, undoing: int | None = None) -> Iterator[Any]:
     """Open a station's models; with `changes` the store is held meanwhile, which no running station gives away.
+
+    A promoted package that is gone is told, and does not keep anybody from mending that, unless the `whole` is needed.
 
     Raises:
         LinegateError: the station runs, or its settings or packages cannot be used.
@@ -92,7 +95,10 @@ def _room(path: Path, *, changes: bool) -> Iterator[Any]:
         reviews = Reviews(settings.station.store, settings.review)
         stack.callback(reviews.close)
         room = ModelRoom(settings, reviews, behind=lambda: True)
-        room.use_book(RecipeBook(settings, overrides=room.promotions.overrides()))
+        overrides, gone = (room.promotions.overrides(), []) if whole else room.usable_overrides(undoing)
+        for line in gone:
+            print(f"linegate: {line}", file=sys.stderr)
+        room.use_book(RecipeBook(settings, overrides=overrides))
         yield room
 
 
@@ -141,7 +147,7 @@ def _approve(arguments: argparse.Namespace) -> int:
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    with _room(arguments.station, changes=True) as room, _told():
+    with _room(arguments.station, changes=True, whole=True) as room, _told():
         place = arguments.recipe, arguments.view
         done, note = room.promote(_actor(), _whole(room, arguments.digest), place, arguments.override_reason)
     print(f"promotion {done.number}: {done.package} judges {done.recipe}/{done.view} from the next start on")
@@ -151,7 +157,7 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 
 def _roll_back(arguments: argparse.Namespace) -> int:
-    with _room(arguments.station, changes=True) as room, _told():
+    with _room(arguments.station, changes=True, undoing=arguments.number) as room, _told():
         done, note = room.roll_back(_actor(), arguments.number, arguments.reason)
     print(f"promotion {arguments.number} is undone: {done.package} judges {done.recipe}/{done.view} from the next start on")
     if note is not None:

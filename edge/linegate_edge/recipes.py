@@ -193,9 +193,11 @@ class RecipeBook:
         views: dict[str, LoadedView] = {}
         for view, own in settings.views.items():
             override = self.overrides.get((name, view))
-            inspector = self._inspector(own.package if override is None else override.path, model)
-            if override is not None:
-                _check_override(name, view, override, own.package, inspector.package)
+            if override is None:
+                inspector = self._inspector(own.package, model)
+            else:
+                inspector = self._promoted(name, view, override, model)
+                _tell_other(name, view, override, own.package, inspector.package)
                 if not override.station_thresholds:
                     own = own.model_copy(update={"threshold": None, "undecided_below": None})
             limits[view], version = _limits(own, inspector)
@@ -205,6 +207,17 @@ class RecipeBook:
         except ValueError as error:
             raise SettingsError(f"recipe '{name}': {error}") from None
         return LoadedRecipe(recipe, views, frozenset(settings.part_types), _digest(recipe, views))
+
+    def _promoted(self, name: str, view: str, override: Override, model: ModelSection) -> Inspector:
+        remedy = "put it back, or undo the promotion: linegate model list, linegate model roll-back"
+        try:
+            inspector = self._inspector(override.path, model)
+        except PackageError as error:
+            raise PackageError(f"recipe '{name}', view '{view}': the promoted package is gone: {error}; {remedy}") from error
+        if inspector.package.digest != override.digest:
+            text = f"{override.path} is {inspector.package.reference}, promoted was {override.digest[:12]}"
+            raise PackageError(f"recipe '{name}', view '{view}': {text}; {remedy}")
+        return inspector
 
     def _inspector(self, package: Path, model: ModelSection) -> Inspector:
         known = self._inspectors.get(package)
@@ -222,11 +235,8 @@ class RecipeBook:
         return known if known is not None and known.package.digest == digest else None
 
 
-def _check_override(name: str, view: str, override: Override, configured: Path, package: ModelPackage) -> None:
-    """Refuse a promoted package that is another one by now, and say which one holds where STATION.toml names a new one."""
-    if package.digest != override.digest:
-        text = f"is {package.reference}, promoted was {override.digest[:12]}: restore it, or roll the promotion back"
-        raise PackageError(f"recipe '{name}', view '{view}': {override.path} {text}")
+def _tell_other(name: str, view: str, override: Override, configured: Path, package: ModelPackage) -> None:
+    """Say which package holds where STATION.toml names a new one."""
     if configured != override.configured:
         log.warning(
             "recipe '%s', view '%s': STATION.toml names %s, but the promoted %s holds: roll the promotion back to use it",

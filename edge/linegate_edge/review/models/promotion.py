@@ -86,6 +86,14 @@ class Promotions:
         path = self._shelf.location(row.package_digest)
         return Override(path, row.package_digest, Path(row.configured), station_thresholds=row.place == "copy")
 
+    def former(self, promotion: Promotion, configured: Path) -> Override | None:
+        """Return what judges again once a promotion is rolled back; None: what STATION.toml names, which is `configured`."""
+        where = _where_back(promotion, configured)
+        if where == "station":
+            return None
+        path = self._shelf.location(promotion.former_digest)
+        return Override(path, promotion.former_digest, configured, station_thresholds=where == "copy")
+
     def promote(
         self, book: RecipeBook, actor: Actor, digest: str, place: Place, override_reason: str | None = None
     ) -> Promotion:
@@ -153,21 +161,19 @@ class Promotions:
             if undone is None:
                 raise LookupError(f"no promotion {number}: see the list of promotions")
             place = undone.recipe, undone.view
-            holds = self.in_force().get(place)
-            if holds is None or holds.number != number:
-                now = "what STATION.toml names" if holds is None else f"promotion {holds.number}"
+            held = self.in_force().get(place)
+            if held is None or held.number != number:
+                now = "what STATION.toml names" if held is None else f"promotion {held.number}"
                 raise StationError(f"promotion {number} is not in force: {now} is, for recipe '{place[0]}', view '{place[1]}'")
-            loaded = champion_of(book, place)
+            champion_of(book, place)
             configured = book.settings.all_recipes[place[0]].views[place[1]].package
-            back: Where = undone.former_place
-            if back == "station" and not _holds(configured, undone.former_digest):
-                back = "copy"
+            # What is undone is told as it was put in force: by now its package may be gone, which is why it is undone.
             detail = {
                 "promotion": number,
                 "package": undone.former_package,
                 "digest": undone.former_digest,
-                "former": loaded.reference,
-                "former_digest": loaded.digest,
+                "former": undone.package,
+                "former_digest": undone.package_digest,
                 "reason": reason,
             }
             row = Promotion(
@@ -175,10 +181,10 @@ class Promotions:
                 *place,
                 undone.former_digest,
                 undone.former_package,
-                back,
+                _where_back(undone, configured),
                 str(configured),
-                loaded.digest,
-                loaded.reference,
+                undone.package_digest,
+                undone.package,
                 undone.place,
                 actor.name,
                 utc_now().isoformat(),
@@ -251,7 +257,15 @@ def champion_of(book: RecipeBook, place: Place) -> ModelPackage:
     return recipe.views[place[1]].inspector.package
 
 
-def _holds(location: Path, digest: str) -> bool:
+def _where_back(undone: Promotion, configured: Path) -> Where:
+    """Return where the package lies that a roll-back brings back; `configured` is what STATION.toml names now."""
+    if undone.former_place == "station" and not holds(configured, undone.former_digest):
+        return "copy"
+    return undone.former_place
+
+
+def holds(location: Path, digest: str) -> bool:
+    """Say whether a folder holds the package of this digest."""
     try:
         return ModelPackage.load(location).digest == digest
     except PackageError:

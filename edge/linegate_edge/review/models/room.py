@@ -14,9 +14,9 @@ from linegate.errors import LinegateError, StationError
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate_edge.message import utc_now
-from linegate_edge.recipes import Place, RecipeBook
+from linegate_edge.recipes import Override, Place, RecipeBook
 from linegate_edge.review.audit import Actor
-from linegate_edge.review.models.promotion import Promotion, Promotions, champion_of
+from linegate_edge.review.models.promotion import Promotion, Promotions, champion_of, holds
 from linegate_edge.review.models.register import Register
 from linegate_edge.review.models.run_record import RunRecord
 from linegate_edge.review.models.shelf import Shelf, quietly
@@ -93,6 +93,28 @@ class ModelRoom:
         else:
             text = "the thresholds of STATION.toml hold again:"
         return f"{text} {limits.threshold:g}, undecided from {limits.undecided_below:g} below"
+
+    def usable_overrides(self, undoing: int | None = None) -> tuple[dict[Place, Override], list[str]]:
+        """Return the promoted packages that are there, and a line for each that is not, for those who mend a station.
+
+        Where the promotion `undoing` holds, it is what would judge there once that is rolled back.
+        """
+        usable: dict[Place, Override] = {}
+        lines: list[str] = []
+        held = self.promotions.in_force()
+        for place, override in self.promotions.overrides().items():
+            promotion = held.get(place)
+            if promotion is not None and promotion.number == undoing:
+                views = self.settings.all_recipes[place[0]].views if place[0] in self.settings.all_recipes else {}
+                former = self.promotions.former(promotion, views[place[1]].package) if place[1] in views else None
+                usable |= {} if former is None else {place: former}
+            elif holds(override.path, override.digest):
+                usable[place] = override
+            else:
+                what = "the package" if promotion is None else f"{promotion.package} of promotion {promotion.number}"
+                remedy = "put it back" if promotion is None else "put it back, or roll the promotion back"
+                lines.append(f"recipe '{place[0]}', view '{place[1]}': {what} is not in {override.path} any more: {remedy}")
+        return usable, lines
 
     def settings_of(self, place: Place) -> ViewSettings:
         """Return what STATION.toml says of a view that is there."""
