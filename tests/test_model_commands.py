@@ -69,7 +69,11 @@ def test_a_promotion_whose_package_is_gone_is_told_and_rolled_back(
     assert run(capsys, "model", "approve", station, digits)[0] == 0
     assert run(capsys, "model", "promote", station, digits, "--recipe", "default")[0] == 0
     shelved = closed.room.shelf.location(package.digest)
+    assert f"{package.reference} was promoted, is whole" in run(capsys, "station", "check", station)[1]
     shutil.rmtree(shelved)
+    status, out, _ = run(capsys, "station", "check", station)
+    assert status == 1
+    assert "or undo its promotion: linegate model list, linegate model roll-back" in out
 
     with pytest.raises(PackageError, match=r"the promoted package is gone: .*; put it back, or undo the promotion"):
         Station(closed.settings)

@@ -11,6 +11,7 @@ import pytest
 from conftest import BROWSER_OPTIONS, MakeStation, add_user, free_port, require
 from linegate.errors import SettingsError
 from linegate_edge.access_settings import AccessSection
+from linegate_edge.doctor_station import login_findings
 from linegate_edge.review.access.client import COOKIE
 from linegate_edge.review.access.oidc import Provider
 from linegate_edge.station import Station
@@ -65,6 +66,20 @@ def test_somebody_of_the_plant_comes_in_with_the_role_of_the_claim(
     assert (user.issuer, user.subject, user.password) == (provider.issuer, "u-1", None)
     actions = [line.action for line in station.reviews.trail.lines(subject="anna.berg")]
     assert actions == ["login", "user.add"]
+
+
+def test_the_doctor_asks_the_provider_and_logs_nobody_in(provider: OidcProvider) -> None:
+    def found(**changes: object) -> list[tuple[str, str]]:
+        section = {"oidc_issuer": provider.issuer, "oidc_client_id": CLIENT_ID, "oidc_roles": {"plant-it": "admin"}, **changes}
+        return [(finding.level, finding.what) for finding in login_findings(AccessSection.model_validate(section))]
+
+    ((level, what),) = found()
+    assert (level, what.partition(" answers")[0]) == ("ok", provider.issuer)
+    assert "/authorize" not in provider.asked
+    ((level, what),) = found(oidc_issuer=f"http://127.0.0.1:{free_port()}")
+    assert (level, "cannot be asked" in what) == ("fail", True)
+    (own,) = login_findings(AccessSection())
+    assert (own.level, own.what.startswith("users are the station's own")) == ("ok", True)
 
 
 def test_identity_is_the_subject_and_the_role_follows_the_claim(

@@ -16,19 +16,26 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from linegate.errors import PackageError, ProviderError, SettingsError
+from linegate.errors import AccessError, PackageError, ProviderError, SettingsError
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
+from linegate_edge.access_settings import AccessSection
 from linegate_edge.doctor import guarded
 from linegate_edge.doctor_broker import broker_findings
 from linegate_edge.doctor_disk import disk_findings
 from linegate_edge.findings import Finding, fail, ok, warn
 from linegate_edge.plant_codes import check_plant_codes
 from linegate_edge.plc_settings import ModbusTrigger
+from linegate_edge.review.access.oidc import Provider
+from linegate_edge.review.models.promotion import promoted
+from linegate_edge.review.models.shelf import Shelf
 from linegate_edge.settings import FolderSource, HttpSection, OpenCVSource, StationSettings
 from linegate_edge.store import LOCK_FILE
 
 _REACH_TIMEOUT_S: Final = 3.0
+_SECRETS: Final = ("password_file", "key_file", "oidc_client_secret_file")
+_ROLL_BACK: Final = "; or undo its promotion: linegate model list, linegate model roll-back"
+_PUT_BACK: Final = f"put the promoted package back{_ROLL_BACK}"
 _PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 
 
@@ -43,6 +50,7 @@ def station_findings(settings: StationSettings) -> Iterator[Finding]:
         "camera": functools.partial(camera_findings, settings),
         "plc": functools.partial(plc_findings, settings),
         "broker": functools.partial(broker_findings, settings.mqtt, settings.station.topic, running=running),
+        "login": functools.partial(login_findings, settings.access),
         "port": functools.partial(port_findings, settings.http, running=running),
     }
     for name, check in checks.items():
@@ -65,8 +73,11 @@ def is_running(store: Path) -> bool:
 
 
 def package_findings(settings: StationSettings) -> Iterator[Finding]:
-    """Yield whether each model package is whole and computes here what it did where it was made, and finds what has codes."""
-    packages = dict.fromkeys(view.package for recipe in settings.all_recipes.values() for view in recipe.views.values())
+    """Yield whether each model package is whole and computes here what it did where it was made, and finds what has codes.
+
+    Looked at are those that a station judges with that starts now: a promoted one in the place of that which the settings name.
+    """
+    packages, promoted_ones = _served(settings)
     classes: set[str] = set()
     whole = True
     for location in packages:
@@ -74,11 +85,17 @@ def package_findings(settings: StationSettings) -> Iterator[Finding]:
             package = ModelPackage.load(location)
             inspector = Inspector(package, settings.model.provider, settings.model.threads_per_worker)
         except (PackageError, ProviderError) as error:
-            yield fail("package", str(error), "copy the package anew, or choose another [model] provider")
+            mend = "copy the package anew, or choose another [model] provider"
+            yield fail("package", str(error), f"{mend}{_ROLL_BACK if location in promoted_ones else ''}")
+            whole = False
+            continue
+        if promoted_ones.get(location, package.digest) != package.digest:
+            yield fail("package", f"{location} is {package.reference}, promoted was {promoted_ones[location][:12]}", _PUT_BACK)
             whole = False
             continue
         classes.update(package.manifest.labels[1:])
-        what = f"{package.reference} is whole, and proved on {inspector.provider}"
+        how = "was promoted, is whole" if location in promoted_ones else "is whole"
+        what = f"{package.reference} {how}, and proved on {inspector.provider}"
         yield ok("package", f"{what}: scores differ by {inspector.parity_difference:.2g} at most")
     if whole and settings.plant_codes:
         try:
@@ -88,12 +105,46 @@ def package_findings(settings: StationSettings) -> Iterator[Finding]:
             yield fail("plant codes", str(error), "write the class as the package's card does")
 
 
+def _served(settings: StationSettings) -> tuple[list[Path], dict[Path, str]]:
+    """Return where the packages lie that a station would judge with, and the digests of those that were promoted."""
+    shelf = Shelf(settings.models_folder)
+    places = {(name, view): own.package for name, recipe in settings.all_recipes.items() for view, own in recipe.views.items()}
+    digests = {}
+    for row in promoted(settings.station.store):
+        if row.place != "station" and (row.recipe, row.view) in places:
+            location = shelf.location(row.package_digest)
+            places[row.recipe, row.view] = location
+            digests[location] = row.package_digest
+    return list(dict.fromkeys(places.values())), digests
+
+
+def login_findings(settings: AccessSection) -> Iterator[Finding]:
+    """Yield whether the plant's identity provider answers, where logins go by one; nobody is logged in."""
+    if settings.oidc_issuer is None:
+        yield ok("login", "users are the station's own: no [access] oidc_issuer")
+        return
+    try:
+        keys = Provider(settings).probe()
+    except (AccessError, SettingsError) as error:
+        yield fail(
+            "login", str(error), "check [access] oidc_issuer and oidc_ca_file, DNS and firewall; its own users still log in"
+        )
+        return
+    if keys == 0:
+        yield fail(
+            "login", f"{settings.oidc_issuer} names no key of RS256 or ES256", "have the provider sign with one of these"
+        )
+    else:
+        yield ok("login", f"{settings.oidc_issuer} answers, and has {keys} keys to sign with")
+
+
 def file_findings(settings: StationSettings) -> Iterator[Finding]:
-    """Yield whether the files that `[mqtt]` names can be read, and secrets by nobody else."""
-    for key in type(settings.mqtt).model_fields:
-        path = getattr(settings.mqtt, key)
-        if isinstance(path, Path):
-            yield judge_file(f"[mqtt] {key}", path, secret=key in ("password_file", "key_file"))
+    """Yield whether the files that `[mqtt]` and `[access]` name can be read, and secrets by nobody else."""
+    for name, section in (("mqtt", settings.mqtt), ("access", settings.access)):
+        for key in type(section).model_fields:
+            path = getattr(section, key)
+            if isinstance(path, Path):
+                yield judge_file(f"[{name}] {key}", path, secret=key in _SECRETS)
 
 
 def judge_file(name: str, path: Path, *, secret: bool) -> Finding:

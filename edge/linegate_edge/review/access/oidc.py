@@ -129,6 +129,14 @@ class Provider:
         name = claims.get(self._settings.oidc_name_claim) or claims.get("email") or claims["sub"]
         return Identity(self.issuer, str(claims["sub"]), str(name), self._role(claims)), begun.next
 
+    def probe(self) -> int:
+        """Ask the provider for what every login needs, and return how many of its keys could sign one.
+
+        Raises:
+            AccessError: it cannot be reached, or is not the provider of the settings.
+        """
+        return sum(key.algorithm_name in ALGORITHMS for key in self._ask_for_keys().values())
+
     # -- what the provider says --------------------------------------------------------------------------------------
 
     def _role(self, claims: Mapping[str, Any]) -> str:
@@ -184,21 +192,25 @@ class Provider:
         with self._lock:
             key, asked_at = self._find_key(kid, algorithm), self._keys_at
         if key is None and self._clock() - asked_at >= _KEYS_EVERY_S:
-            found = self._ask("jwks_uri", self._discover()["jwks_uri"])
-            keys = {}
-            for position, item in enumerate(found.get("keys", [])):
-                try:
-                    made = self._jwt.PyJWK(item)
-                except (self._jwt.PyJWTError, AttributeError, TypeError, KeyError, ValueError):
-                    continue  # of a kind that is not for us
-                if item.get("use", "sig") == "sig":
-                    keys[str(item.get("kid", f"#{position}"))] = made
+            keys = self._ask_for_keys()
             with self._lock:
                 self._keys, self._keys_at = keys, self._clock()
                 key = self._find_key(kid, algorithm)
         if key is None:
             raise AccessError("the ID token does not hold: it is signed by a key that the provider does not name", 401)
         return key
+
+    def _ask_for_keys(self) -> dict[str, Any]:
+        found = self._ask("jwks_uri", self._discover()["jwks_uri"])
+        keys = {}
+        for position, item in enumerate(found.get("keys", [])):
+            try:
+                made = self._jwt.PyJWK(item)
+            except (self._jwt.PyJWTError, AttributeError, TypeError, KeyError, ValueError):
+                continue  # of a kind that is not for us
+            if item.get("use", "sig") == "sig":
+                keys[str(item.get("kid", f"#{position}"))] = made
+        return keys
 
     def _find_key(self, kid: object, algorithm: str) -> Any | None:
         fitting = {name: key for name, key in self._keys.items() if key.algorithm_name == algorithm}

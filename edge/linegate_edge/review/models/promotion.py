@@ -8,17 +8,20 @@ judging to the recipe book.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from linegate.errors import LinegateError, PackageError, StationError
+import apsw
+
+from linegate.errors import LinegateError, PackageError, StationError, StoreError
 from linegate.package import ModelPackage
 from linegate_edge.message import utc_now
 from linegate_edge.recipes import Override, Place, RecipeBook
 from linegate_edge.review.audit import Actor, AuditTrail
-from linegate_edge.review.database import ReviewDatabase
+from linegate_edge.review.database import REVIEWS_FILE, ReviewDatabase
 from linegate_edge.review.models.register import Register, enter
 from linegate_edge.review.models.shelf import Candidate
 
@@ -52,6 +55,26 @@ class Promotion:
     at: str
     override_reason: str | None
     rolls_back: int | None
+
+
+def promoted(store: Path) -> list[Promotion]:
+    """Return the last promotion or roll-back of each view, read from a station's store that is only looked at.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    path = store / REVIEWS_FILE
+    if not path.is_file():
+        return []
+    try:
+        with contextlib.closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+            db.set_busy_timeout(5_000)
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'promotion'").fetchone():
+                return []
+            rows = [_promotion(row) for row in db.execute(f"SELECT {_COLUMNS} FROM promotion ORDER BY number")]
+    except apsw.Error as error:
+        raise StoreError(f"{path}: promotions cannot be read: {error}") from error
+    return list({(row.recipe, row.view): row for row in rows}.values())
 
 
 class Promotions:
