@@ -233,6 +233,22 @@ def test_an_event_stream_ends_soon_after_its_session(
     assert httpx.get(f"{station.address}healthz").status_code == 200
 
 
+@pytest.mark.parametrize(("role", "stays"), [("operator", True), ("quality", False)])
+def test_a_display_stays_up_and_a_page_that_could_do_more_does_not(
+    station: Station, monkeypatch: pytest.MonkeyPatch, role: str, stays: bool
+) -> None:
+    monkeypatch.setattr(gate, "_CHECK_STREAMS_EVERY_S", 0.1)
+    add_user(station, "wall", role)
+    station.access.sessions.idle = timedelta(seconds=3)
+    with signed_in(station, "wall") as page, page.stream("GET", "/live/events", headers=NETWORK, timeout=20) as response:
+        assert response.status_code == 200
+        started = time.monotonic()
+        for _ in response.iter_lines():
+            if time.monotonic() - started > 9:
+                break
+        assert (time.monotonic() - started > 9) == stays
+
+
 # -- other sites ------------------------------------------------------------------------------------------------------
 
 

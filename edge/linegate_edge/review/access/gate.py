@@ -195,9 +195,9 @@ class Gate:
 
     async def _has_ended(self, caller: Caller, agent: str, client: Client) -> bool:
         try:
-            # A page that only listens is no sign of somebody before it.
-            find_session = self._access.sessions.find
-            session = await run_in_threadpool(find_session, caller.secret or "", agent, address=client.address, touch=False)
+            # A page that only listens is no sign of somebody before it; but it is all that an operator's display does.
+            find_session, displays = self._access.sessions.find, caller.actor.role == "operator"
+            session = await run_in_threadpool(find_session, caller.secret or "", agent, address=client.address, touch=displays)
         except AccessError:
             return True
         except StoreError:
