@@ -17,7 +17,15 @@ from linegate.package import ModelPackage
 from linegate_edge.review.audit import AuditTrail, verify
 from linegate_edge.review.database import ReviewDatabase
 from linegate_edge.review.dataset_versions import build_version
-from linegate_edge.review.models.run_record import RunRecord, is_alive, read_log, read_progress, read_record, write_record
+from linegate_edge.review.models.run_record import (
+    OUT_FOLDER,
+    RunRecord,
+    is_alive,
+    read_log,
+    read_progress,
+    read_record,
+    write_record,
+)
 from linegate_edge.review.models.training_runs import NOT_INSTALLED, TrainingRuns
 from models_world import ANNA, MIA, NO_BROKER, write_run
 from simulators.reviews import reviewed
@@ -76,6 +84,11 @@ class Site:
     def state(self, number: int = 1) -> str:
         return self.runs.find(number).state
 
+    @property
+    def out(self) -> Path:
+        """What the first run has made."""
+        return self.runs.folder_of(1) / OUT_FOLDER
+
     def log(self, number: int = 1) -> list[str]:
         return read_log(self.runs.folder_of(number), 50)
 
@@ -101,9 +114,14 @@ def test_there_are_no_runs_at_first(site: Site) -> None:
 
 def test_a_run_that_ends_well_is_done_and_has_its_package(site: Site) -> None:
     write_run(site.folder / "result", ModelPackage.load(site.champion), threshold=0.5)
+    for name in ("checkpoint.pt", ".checkpoint.pt.part", "trained.pt"):
+        (site.folder / "result" / name).write_bytes(b"tensors")
     site.behave()
     site.start()
     wait_until(lambda: site.state() == "done", what="the end")
+    wait_until(lambda: not (site.out / "checkpoint.pt").exists(), what="room on the disk")
+    assert [path.name for path in site.out.glob("*.pt*")] == ["trained.pt"]
+    assert (site.out / "comparison.json").is_file()
     record = site.runs.find(1)
     assert (record.exit_status, record.by, record.problem) == (0, "mia", None)
     progress = read_progress(site.runs.folder_of(1))

@@ -48,6 +48,8 @@ _GRACE_S: Final = 15.0
 _GATE_ANSWERED: Final = (0, 1)
 """Exit status of a training that made a candidate: the gate said go, or no-go."""
 _POLL_S: Final = 0.05
+_CHECKPOINT: Final = "*checkpoint.pt*"
+"""What a training leaves to go on from, some sixty megabytes; the package, the report and the trained net are other files."""
 Options = Mapping[str, str | int | bool]
 
 
@@ -217,6 +219,9 @@ class TrainingRuns:
             detail = {"run": number, "state": ended.state, "exit_status": status, "problem": ended.problem}
             with self._trail.change(SYSTEM, "training.end", f"training/{number}", detail):
                 write_record(folder, ended)
+            # Nothing goes on with a run that has ended, and verdicts may need the room.
+            for left in (folder / OUT_FOLDER).glob(_CHECKPOINT):
+                left.unlink(missing_ok=True)
             log.info("training run %d: %s%s", number, ended.state, f": {ended.problem}" if ended.problem else "")
             return ended
 
