@@ -28,6 +28,8 @@ from linegate_edge.records import Recorded
 from linegate_edge.schema import MIGRATIONS
 from linegate_edge.selection import SPANS, Selection, page_query
 
+_READER_CACHE_KIB: Final = 256
+"""Of a reader: what it reads once is not read again, and would fill SQLite's two megabytes over a day."""
 _CACHE_KIB: Final = 512
 DATABASE_FILE: Final = "linegate.sqlite3"
 LOCK_FILE: Final = "lock"
@@ -236,6 +238,7 @@ class StoreReader:
         try:
             self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
             self._db.set_busy_timeout(5_000)
+            self._db.execute(f"PRAGMA cache_size=-{_READER_CACHE_KIB}").fetchall()
         except apsw.Error as error:
             raise StoreError(f"{path}: the store cannot be opened: {error}") from error
 
