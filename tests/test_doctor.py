@@ -245,6 +245,19 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path, spot_package: Path,
     assert not (tmp_path / "var").exists(), "nothing is made"
 
 
+def test_a_store_whose_promotions_cannot_be_read_is_told(
+    tmp_path: Path, spot_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = station_toml(tmp_path, spot_package, broker_port=free_port(), http_port=free_port())
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "reviews.sqlite3").write_bytes(b"no database at all, and long enough to be looked at" * 100)
+    status, findings = run(capsys, "station", "check", str(path))
+    assert status == 1
+    assert [finding["what"] for finding in findings if finding["check"] == "package" and finding["level"] == "fail"] == [
+        f"{tmp_path / 'var' / 'reviews.sqlite3'}: promotions cannot be read: file is not a database"
+    ]
+
+
 def test_a_plc_that_is_there_is_found(tmp_path: Path, spot_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plc = SimulatedPlc(free_port())
     plc.appear()

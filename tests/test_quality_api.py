@@ -273,7 +273,7 @@ def test_the_schema_describes_every_parameter_and_every_answer(client: TestClien
         assert all(parameter["description"] for parameter in operation["parameters"])
 
 
-def test_a_million_parts_are_counted_by_their_quarters(client: TestClient, filled: Filled) -> None:
+def test_a_million_parts_are_counted_within_fifty_milliseconds(client: TestClient, filled: Filled) -> None:
     begin = NOW - timedelta(days=60)
     rows = []
     for quarter in range(4 * 24 * 60):
@@ -292,4 +292,4 @@ def test_a_million_parts_are_counted_by_their_quarters(client: TestClient, fille
             ask(client, path, days=61, **query)
             took.append(time.perf_counter() - started)
         print(path, query, f"{1000 * sorted(took)[9]:.1f} ms median, {1000 * sorted(took)[18]:.1f} ms p95")
-        assert sorted(took)[9] < 1.0, "part by part it would take many seconds; what it takes is measured by bench review"
+        assert sorted(took)[9] < 0.15, "the promise of 50 ms, and room for a busy machine"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from linegate.errors import AccessError, PackageError, ProviderError, SettingsError
+from linegate.errors import AccessError, PackageError, ProviderError, SettingsError, StoreError
 from linegate.infer import Inspector
 from linegate.package import ModelPackage
 from linegate_edge.access_settings import AccessSection
@@ -77,7 +77,11 @@ def package_findings(settings: StationSettings) -> Iterator[Finding]:
 
     Looked at are those that a station judges with that starts now: a promoted one in the place of that which the settings name.
     """
-    packages, promoted_ones = _served(settings)
+    try:
+        packages, promoted_ones = _served(settings)
+    except StoreError as error:
+        yield fail("package", str(error), "look at the store's disk: which packages were promoted is not known")
+        return
     classes: set[str] = set()
     whole = True
     for location in packages:

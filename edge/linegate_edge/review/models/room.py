@@ -105,9 +105,11 @@ class ModelRoom:
         for place, override in self.promotions.overrides().items():
             promotion = held.get(place)
             if promotion is not None and promotion.number == undoing:
-                views = self.settings.all_recipes[place[0]].views if place[0] in self.settings.all_recipes else {}
-                former = self.promotions.former(promotion, views[place[1]].package) if place[1] in views else None
-                usable |= {} if former is None else {place: former}
+                recipe = self.settings.all_recipes.get(place[0])
+                own = None if recipe is None else recipe.views.get(place[1])
+                former = None if own is None else self.promotions.former(promotion, own.package)
+                if former is not None:
+                    usable[place] = former
             elif holds(override.path, override.digest):
                 usable[place] = override
             else:

@@ -221,7 +221,10 @@ class TrainingRuns:
                 write_record(folder, ended)
             # Nothing goes on with a run that has ended, and verdicts may need the room.
             for left in (folder / OUT_FOLDER).glob(_CHECKPOINT):
-                left.unlink(missing_ok=True)
+                try:
+                    left.unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("training run %d: %s could not be deleted: %s", number, left, error.strerror)
             log.info("training run %d: %s%s", number, ended.state, f": {ended.problem}" if ended.problem else "")
             return ended
 
